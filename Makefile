@@ -1,0 +1,71 @@
+# The course's commands. Each makes the environment (.venv) first, if it is missing or out of date:
+#   make demo    train a small LLaMA from raw text and write a report
+#   make lab     open the course in JupyterLab
+#   make test    check everything
+#   make docs    build the site into docs/_site
+#   make bench   run the benchmarks
+# After an edit in nbs/ or solutions/: make generate
+# Options go through ARGS: make demo ARGS="--minutes 1"
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+READY := .venv/.ready
+
+# Notebooks are tested two at a time; together they use the cores that there are.
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+NBDEV_TEST := OMP_NUM_THREADS=$(shell expr \( $(CORES) + 1 \) / 2) $(BIN)/nbdev_test --n_workers 2 --timing
+
+# The kernel and the settings of .venv, whatever else is installed for this user; nothing is fetched at run time.
+export JUPYTER_PREFER_ENV_PATH := 1
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo lab test docs bench generate
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+$(READY): requirements.lock settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("llama_course needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.11")'
+	@echo "Making the environment once, in .venv (some minutes, most of them for torch)"
+	@echo "  1/4 a virtual environment"
+	@$(PYTHON) -m venv .venv
+	@echo "  2/4 torch"
+	@$(PIP) --constraint requirements.lock torch
+	@echo "  3/4 the other packages of requirements.lock"
+	@$(PIP) --no-deps --requirement requirements.lock
+	@echo "  4/4 llama_course, from this folder"
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" 2>/dev/null
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/llama-course demo $(ARGS)
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs/index.ipynb --ServerApp.allow_root=True $(ARGS)
+
+test: $(READY)
+	@echo "== 1/3 what is generated equals its sources =="
+	@$(BIN)/pytest -q tests/test_repo.py
+	@echo "== 2/3 the notebooks run =="
+	@$(NBDEV_TEST)
+	@$(NBDEV_TEST) --path solutions
+	@echo "== 3/3 all tests, the site and the browser among them =="
+	@$(BIN)/pytest $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python docs/build.py
+
+bench: $(READY)
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script =="; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+# Everything that is made from notebooks, made again: the library, the exercises, the README.
+generate: $(READY)
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_clean --fname solutions
+	$(BIN)/nbdev_export
+	$(BIN)/python -c 'from llama_course.grading import generate_exercises as g; g("solutions", "exercises")'
+	$(BIN)/python docs/readme.py

@@ -1,0 +1,144 @@
+"""Build the site: `python docs/build.py [FOLDER]`, by default into docs/_site.
+
+Every notebook becomes a page at the same place as in the project, so that links between notebooks work in both.
+nbdev's processors prepare them. Its own list for a site shows a signature in place of an exported cell;
+here the code of the library is what the reader came for, so exported cells stay, marked as such.
+"""
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from execnb.nbio import mk_cell, write_nb
+from nbdev.process import NBProcessor
+from nbdev.processors import filter_stream_, hide_line, rm_header_dash, strip_ansi
+from sphinx.cmd.build import build_main
+
+from api import write_api
+from readme import ROOT, links, rebase
+
+DOCS = ROOT / "docs"
+PAGES = DOCS / "_pages"
+PARTS = {  # part of the course: the numbers of its chapters
+    "The thesis": ["01"],
+    "Data": ["00", "02", "03"],
+    "Architecture": ["04", "05", "06", "07", "08"],
+    "Training": ["09", "10", "11", "12", "13"],
+    "Inference": ["14", "15", "16"],
+    "Judgement": ["17", "18"],
+    "Alignment": ["19"],
+    "For teachers": ["20", "21"],
+}
+DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
+
+
+def show(cell):
+    "Drop what the reader should not see; mark what the library keeps."
+    if cell.cell_type != "code":
+        return
+    directives = cell.directives_
+    if "hide" in directives or not DIRECTIVE.sub("", cell.source).strip():
+        del cell["source"]
+        return
+    cell.source = DIRECTIVE.sub("", cell.source)
+    tags = [name for name in ("export", "exporti", "exports") if name in directives][:1] and ["export"]
+    if directives.get("echo:") == ["false"]:
+        tags.append("remove-input")
+    cell.metadata = {"tags": tags}
+
+
+def page(path: Path):
+    "A notebook as the site shows it."
+    processors = [strip_ansi, hide_line, filter_stream_, rm_header_dash, show]
+    notebook = NBProcessor(path, procs=processors, process=True).nb
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"},
+                         "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    return notebook
+
+
+def toctree(caption: str, paths: list[str]) -> str:
+    "One part of the menu."
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *paths, "```"]) if paths else ""
+
+
+def menu(chapters: list[str], graders: list[str], exercises: list[str], reference: list[str]) -> str:
+    "The menu: the parts of the course in order, then what surrounds it."
+    number = {path: re.match(r"\d*", Path(path).name)[0][:2] for path in chapters}
+    lost = [path for path in chapters if not any(number[path] in numbers for numbers in PARTS.values())]
+    if lost:
+        raise SystemExit(f"docs/build.py: {', '.join(lost)} belongs to no part of PARTS. Add its number there.")
+    parts = {part: [path for path in chapters if number[path] in numbers] for part, numbers in PARTS.items()}
+    parts["For teachers"] += graders
+    teachers = parts.pop("For teachers")
+    parts |= {"Exercises": exercises, "For teachers": teachers, "Reference": reference}
+    return "\n\n".join(filter(None, (toctree(part, paths) for part, paths in parts.items())))
+
+
+def write_pages():
+    "Fill docs/_pages with everything that Sphinx reads."
+    shutil.rmtree(PAGES, ignore_errors=True)
+    folders = ["nbs", "nbs/exercises", "exercises"]
+    sources = [path for folder in folders for path in sorted((ROOT / folder).glob("[!_.]*.ipynb"))]
+    sources += [path for path in [DOCS / "benchmarks.md"] if path.exists()]
+    names = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sources]
+    api = write_api(PAGES / "api")
+    contents = menu(
+        [name for name in names if re.match(r"nbs/\d", name)],
+        [name for name in names if name.startswith("nbs/exercises/")],
+        [name for name in names if name.startswith("exercises/")],
+        [name for name in names if name.startswith("docs/")] + api,
+    )
+    for path in sources:
+        write_page(path, contents)
+
+
+def write_page(path: Path, contents: str):
+    "Write one page, and beside it the files that it links to and that are no pages."
+    place = path.relative_to(ROOT)
+    home = place.as_posix() == "nbs/index.ipynb"  # the first page stands at the site's root
+    target = PAGES / ("index.ipynb" if home else place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = place.parent.as_posix()
+    if path.suffix == ".md":
+        text = path.read_text(encoding="utf-8")
+        target.write_text(to_home(text, folder), encoding="utf-8")
+        return copy_linked(text, path)
+    notebook = page(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            copy_linked(cell.source, path)
+            cell.source = rebase(cell.source, "nbs") if home else to_home(cell.source, folder)
+    if home:
+        notebook.cells.append(mk_cell(contents, "markdown"))
+    write_nb(notebook, target)
+
+
+def to_home(text: str, folder: str) -> str:
+    "Links to the first notebook or to README.md, which is made from it, lead to the site's root."
+    up = "../" * (folder.count("/") + 1)
+    return re.sub(r"\]\((\.\./)*(nbs/)?(index\.ipynb|README\.md)(?=[)#])", f"]({up}index.ipynb", text)
+
+
+def copy_linked(text: str, path: Path):
+    "Pictures, scripts and other files that a page links to lie at the same place in docs/_pages."
+    for link in links(text):
+        source = (path.parent / link).resolve()
+        if source.is_file() and source.suffix != ".ipynb" and source.name not in ("README.md", "benchmarks.md"):
+            copy = PAGES / source.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+
+
+def build(output: Path = DOCS / "_site") -> int:
+    "Build the site and return 0, or 1 if Sphinx warned of anything."
+    write_pages()
+    shutil.rmtree(output, ignore_errors=True)
+    status = build_main(["-b", "html", "-W", "--keep-going", "-q", "-d", str(DOCS / "_build"), "-E",
+                         "-c", str(DOCS), str(PAGES), str(output)])
+    print(f"The site is in {output}: open {output / 'index.html'}" if status == 0 else
+          "The site has warnings, and a warning is an error here.")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(build(*map(Path, sys.argv[1:2])))

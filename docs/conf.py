@@ -1,0 +1,37 @@
+"Sphinx's configuration. docs/build.py writes the pages that it reads; nothing on a page comes from another host."
+from configparser import ConfigParser
+from pathlib import Path
+
+settings = ConfigParser(delimiters=["="], interpolation=None)
+settings.read(Path(__file__).parent.parent / "settings.ini", encoding="utf-8")
+about = settings["DEFAULT"]
+
+project = about["title"]
+author = about["author"]
+release = version = about["version"]
+copyright = about["copyright"]
+
+extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
+exclude_patterns = []
+
+nb_execution_mode = "off"  # the outputs that are committed are the ones that are shown
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+copybutton_exclude = ".linenos, .gp, .go"
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["course.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_last_updated_fmt = None
+html_theme_options = {
+    "home_page_in_toc": True,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "show_toc_level": 2,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
