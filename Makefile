@@ -15,7 +15,7 @@ READY := .venv/.ready
 
 # Notebooks are tested two at a time; together they use the cores that there are.
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
-NBDEV_TEST := OMP_NUM_THREADS=$(shell expr \( $(CORES) + 1 \) / 2) $(BIN)/nbdev_test --n_workers 2 --timing
+NBDEV_TEST := OMP_NUM_THREADS=$(shell expr \( $(CORES) + 1 \) / 2) $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 
 # The kernel and the settings of .venv, whatever else is installed for this user; nothing is fetched at run time.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -38,14 +38,13 @@ $(READY): requirements.lock settings.ini setup.py pyproject.toml
 	@$(PIP) --no-deps --requirement requirements.lock
 	@echo "  4/4 llama_course, from this folder"
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" 2>/dev/null
 	@touch $@
 
 demo: $(READY)
 	$(BIN)/llama-course demo $(ARGS)
 
 lab: $(READY)
-	$(BIN)/jupyter lab nbs/index.ipynb --ServerApp.allow_root=True $(ARGS)
+	JUPYTER_CONFIG_PATH=docs/lab $(BIN)/jupyter lab $(ARGS)
 
 test: $(READY)
 	@echo "== 1/3 what is generated equals its sources =="

@@ -9,19 +9,20 @@ import shutil
 import sys
 from pathlib import Path
 
-from execnb.nbio import mk_cell, write_nb
+from execnb.nbio import mk_cell, read_nb, write_nb
 from nbdev.process import NBProcessor
 from nbdev.processors import filter_stream_, hide_line, rm_header_dash, strip_ansi
 from sphinx.cmd.build import build_main
 
 from api import write_api
-from readme import ROOT, links, rebase
+from readme import ROOT, links, rebase, show
 
 DOCS = ROOT / "docs"
 PAGES = DOCS / "_pages"
 PARTS = {  # part of the course: the numbers of its chapters
+    "Before you start": ["00"],
     "The thesis": ["01"],
-    "Data": ["00", "02", "03"],
+    "Data": ["02", "03"],
     "Architecture": ["04", "05", "06", "07", "08"],
     "Training": ["09", "10", "11", "12", "13"],
     "Inference": ["14", "15", "16"],
@@ -29,27 +30,18 @@ PARTS = {  # part of the course: the numbers of its chapters
     "Alignment": ["19"],
     "For teachers": ["20", "21"],
 }
-DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 
 
-def show(cell):
-    "Drop what the reader should not see; mark what the library keeps."
-    if cell.cell_type != "code":
-        return
-    directives = cell.directives_
-    if "hide" in directives or not DIRECTIVE.sub("", cell.source).strip():
-        del cell["source"]
-        return
-    cell.source = DIRECTIVE.sub("", cell.source)
-    tags = [name for name in ("export", "exporti", "exports") if name in directives][:1] and ["export"]
-    if directives.get("echo:") == ["false"]:
-        tags.append("remove-input")
-    cell.metadata = {"tags": tags}
+def mark(cell):
+    "Say of a cell that the library keeps it."
+    kept = cell.directives_.keys() & {"export", "exporti", "exports"}
+    if cell.cell_type == "code":
+        cell.metadata = {"tags": ["export"] if kept and re.search(r"^(def|class|@)", cell.source, re.MULTILINE) else []}
 
 
 def page(path: Path):
     "A notebook as the site shows it."
-    processors = [strip_ansi, hide_line, filter_stream_, rm_header_dash, show]
+    processors = [strip_ansi, hide_line, filter_stream_, rm_header_dash, show, mark]
     notebook = NBProcessor(path, procs=processors, process=True).nb
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"},
                          "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
@@ -58,7 +50,17 @@ def page(path: Path):
 
 def toctree(caption: str, paths: list[str]) -> str:
     "One part of the menu."
-    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *paths, "```"]) if paths else ""
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *map(entry, paths), "```"]) if paths else ""
+
+
+def entry(path: str) -> str:
+    "A line of the menu; a chapter's number stands before its title."
+    number = re.match(r"(\d+\w?)_", Path(path).name)
+    if not number:
+        return path
+    cells = read_nb(ROOT / f"{path}.ipynb").cells
+    title = next(re.match(r"# (.*)", cell.source)[1] for cell in cells if cell.source.startswith("# "))
+    return f"{number[1]} {re.sub('[`*<>]', '', title)} <{path}>"
 
 
 def menu(chapters: list[str], graders: list[str], exercises: list[str], reference: list[str]) -> str:
@@ -99,15 +101,20 @@ def write_page(path: Path, contents: str):
     target = PAGES / ("index.ipynb" if home else place)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = place.parent.as_posix()
+    move = (lambda text: rebase(text, "nbs")) if home else (lambda text: to_home(text, folder))
     if path.suffix == ".md":
         text = path.read_text(encoding="utf-8")
-        target.write_text(to_home(text, folder), encoding="utf-8")
-        return copy_linked(text, path)
+        copy_linked(text, path)
+        target.write_text(move(text), encoding="utf-8")
+        return
     notebook = page(path)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             copy_linked(cell.source, path)
-            cell.source = rebase(cell.source, "nbs") if home else to_home(cell.source, folder)
+            cell.source = move(cell.source)
+        for data in [output["data"] for output in cell.get("outputs", []) if "data" in output]:
+            if "text/markdown" in data:
+                data["text/markdown"] = move("".join(data["text/markdown"]))
     if home:
         notebook.cells.append(mk_cell(contents, "markdown"))
     write_nb(notebook, target)

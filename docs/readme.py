@@ -4,11 +4,27 @@ import re
 from pathlib import Path
 
 import nbformat
+from execnb.nbio import nb2str
 from nbconvert import MarkdownExporter
-from nbdev.process import extract_directives
+from nbdev.process import NBProcessor
 
 ROOT = Path(__file__).resolve().parent.parent
+DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
 LINK = re.compile(r"(\]\(|\b(?:src|href)=\")(?![a-z]+:|[#/])([^)\"#\s]+)")
+
+
+def show(cell):
+    "nbdev's directives carried out: what is hidden goes, and a cell without its code is the text that it printed."
+    if cell.cell_type != "code":
+        return
+    if "hide" in cell.directives_ or not DIRECTIVE.sub("", cell.source).strip():
+        del cell["source"]
+        return
+    cell.source = DIRECTIVE.sub("", cell.source)
+    texts = [output["data"]["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})]
+    if cell.directives_.get("echo:") == ["false"] and texts:
+        cell.cell_type, cell.source = "markdown", "\n\n".join("".join(text) for text in texts)
+        del cell["outputs"], cell["execution_count"]
 
 
 def links(text: str) -> list[str]:
@@ -29,11 +45,10 @@ def rebase(
 
 def readme(root: Path = ROOT) -> str:
     "What README.md says, if it says what nbs/index.ipynb does."
-    notebook = nbformat.read(root / "nbs" / "index.ipynb", as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if "hide" not in extract_directives(cell)]
-    text, resources = MarkdownExporter().from_notebook_node(notebook)
+    notebook = NBProcessor(root / "nbs" / "index.ipynb", procs=show, process=True).nb
+    text, resources = MarkdownExporter().from_notebook_node(nbformat.reads(nb2str(notebook), as_version=4))
     if resources["outputs"]:
-        raise SystemExit("nbs/index.ipynb: a picture is drawn by a cell. README.md shows only pictures that are files.")
+        raise SystemExit("nbs/index.ipynb: a cell draws a picture. README.md shows only pictures that are files.")
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return "<!-- Made from nbs/index.ipynb by `make generate`; edit that. -->\n\n" + rebase(text, "nbs")
 

@@ -258,7 +258,8 @@ def read_config(folder: Path):
         raise UserError(f"{path} has other fields than it should: {', '.join(sorted(known ^ found))}.")
     if fingerprint(weights) != settings.pop("sha256"):
         raise UserError(f"{weights} is truncated or altered: its checksum is not that of config.json; restore it.")
-    return LlamaConfig(**settings)
+    try: return LlamaConfig(**settings)
+    except UserError as error: raise UserError(f"{path}: {error}") from None
 
 # %% ../nbs/08_model.ipynb #c059
 def check_tensors(tensors, model, path):

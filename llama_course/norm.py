@@ -9,7 +9,7 @@ __all__ = ['RMSNorm']
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/04_norm.ipynb #c011
+# %% ../nbs/04_norm.ipynb #c012
 class RMSNorm(nn.Module):
     "Vectors of root mean square 1, times a learned gain. (Zhang and Sennrich 2019, eq. 4)"
 

@@ -1,0 +1,256 @@
+"Text from a model: the cache against no cache, sampling against transformers and against chance."
+
+import itertools
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings, strategies as st
+
+from llama_course.generation import (
+    KVCache, generate, generate_text, make_caches, sample_next, stream_text, token_probabilities)
+from llama_course.model import Llama, LlamaConfig, hugging_face_settings, to_hugging_face
+from llama_course.safety import UserError
+from llama_course.tokenizer import Tokenizer
+
+
+def shaken(dtype=torch.float32, seed=0, **changes):
+    "A model far from uniform, so that a wrong position or key changes what it says."
+    torch.manual_seed(seed)
+    shape = dict(dim=48, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=97, hidden_dim=64, max_seq_len=64)
+    model = Llama(LlamaConfig(**shape | changes)).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(torch.randn_like(p) / (48**0.5 if p.dim() > 1 else 5))
+    return model
+
+
+# ---- the cache
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_split_of_a_text_gives_the_same_logits(data):
+    kv = data.draw(st.sampled_from([1, 2, 4]))
+    model = shaken(torch.float64, data.draw(st.integers(0, 99)), n_kv_heads=kv, tie_embeddings=data.draw(st.booleans()))
+    n, batch = data.draw(st.integers(1, 64)), data.draw(st.integers(1, 3))
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, n - 1)), max_size=6)))
+    tokens, caches = torch.randint(97, (batch, n)), make_caches(model, n, batch)
+    with torch.no_grad():
+        pieces = [model(piece, caches) for piece in tokens.tensor_split(cuts, dim=1) if piece.numel()]
+        torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), rtol=1e-9, atol=1e-10)
+    assert {cache.length for cache in caches} == {n}
+
+
+def test_the_cache_takes_memory_once_and_hands_out_views():
+    model = shaken(torch.bfloat16)
+    caches = make_caches(model)
+    assert len(caches) == 3 and caches[0].keys.shape == (1, 2, 64, 12) and caches[0].values.dtype == torch.bfloat16
+    place = caches[0].keys.data_ptr()
+    with torch.no_grad():
+        for token in range(5): model(torch.tensor([[token]]), caches)
+    keys, values = caches[0].update(*torch.ones(2, 1, 2, 3, 12))
+    assert keys.shape == values.shape == (1, 2, 8, 12) and keys.data_ptr() == caches[0].keys.data_ptr() == place
+    assert (keys[:, :, 5:] == 1).all() and (caches[0].keys[:, :, 8:] == 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_full_cache_refuses_and_keeps_what_it_has(n):
+    cache = KVCache(1, 2, 4, 6)
+    cache.update(*torch.randn(2, 1, 2, 4, 6))
+    before = cache.keys.clone()
+    with pytest.raises(UserError, match=f"{4 + n} tokens .* 4"): cache.update(*torch.randn(2, 1, 2, n, 6))
+    assert cache.length == 4 and torch.equal(cache.keys, before)
+
+
+def test_bytes_of_the_cache_are_those_of_the_release():
+    with torch.device("meta"): model = Llama(LlamaConfig.from_name("7B")).half()
+    total = sum(c.keys.nbytes + c.values.nbytes for c in make_caches(model, 1024, batch_size=32))
+    assert total == 17_179_869_184
+
+
+# ---- sampling
+
+
+SETTINGS = dict(temperature=st.sampled_from([0.05, 0.7, 1.0, 3.0]), top_k=st.sampled_from([None, 1, 3, 50, 999]),
+                top_p=st.sampled_from([None, 1e-9, 0.3, 0.9, 0.999, 1.0]))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(**SETTINGS, seed=st.integers(0, 9999), size=st.sampled_from([0.1, 1.0, 10.0]))
+def test_probabilities_are_those_of_transformers_warpers(temperature, top_k, top_p, seed, size):
+    logits = size * torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    theirs = transformers.TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k: theirs = transformers.TopKLogitsWarper(top_k)(None, theirs)
+    if top_p: theirs = transformers.TopPLogitsWarper(top_p)(None, theirs)
+    ours = token_probabilities(logits, temperature, top_k, top_p)
+    torch.testing.assert_close(ours, theirs.softmax(-1), rtol=1e-9, atol=1e-14)
+    if (top_p or 0) < 1: assert torch.equal(ours > 0, theirs.softmax(-1) > 0)  # the same tokens remain
+
+
+def test_top_p_at_the_boundary():
+    p = torch.tensor([0.25, 0.5, 0.125, 0.125], dtype=torch.float64)
+    for top_p, kept in ((0.5, [1]), (0.51, [0, 1]), (0.75, [0, 1]), (1e-12, [1]), (1.0, [0, 1, 2, 3])):
+        result = token_probabilities(p.log(), top_p=top_p)
+        assert result.nonzero().flatten().tolist() == kept
+        torch.testing.assert_close(result[kept], p[kept] / p[kept].sum())
+
+
+def test_extreme_logits_stay_finite():
+    for temperature in (1e-4, 1e4):
+        p = token_probabilities(torch.tensor([1e4, 9e3, -1e4, -torch.inf]), temperature, top_k=3, top_p=0.9)
+        assert p.isfinite().all() and abs(p.sum() - 1) < 1e-6 and p[3] == 0
+
+
+def test_greedy_is_the_likeliest():
+    logits = torch.randn(64, 97)
+    assert torch.equal(sample_next(logits, temperature=0), logits.argmax(-1))
+    assert torch.equal(sample_next(logits, top_k=1), logits.argmax(-1))
+    assert torch.equal(sample_next(logits, top_p=1e-6), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("change", [{}, dict(temperature=0.5), dict(top_k=4), dict(top_p=0.8),
+                                    dict(temperature=2.0, top_k=9, top_p=0.9)])
+def test_draws_are_as_frequent_as_promised(change):
+    g, n = torch.Generator().manual_seed(5), 50_000
+    logits = torch.randn(12, generator=g)
+    seen = torch.bincount(sample_next(logits.expand(n, -1), **change, generator=g), minlength=12)
+    expected = n * token_probabilities(logits.double(), **change)
+    kept = expected > 0
+    assert seen[~kept].sum() == 0
+    chi_square, freedom = ((seen - expected)[kept] ** 2 / expected[kept]).sum(), kept.sum() - 1
+    assert (chi_square - freedom) / (2 * freedom) ** 0.5 < 4.5
+
+
+@pytest.mark.parametrize("wrong", [dict(temperature=-0.1), dict(temperature=float("nan")), dict(top_k=0), dict(top_k=-3),
+                                   dict(top_p=0.0), dict(top_p=1.01), dict(top_p=-1)])
+def test_settings_that_leave_nothing_are_refused_at_the_call(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))): sample_next(torch.zeros(1, 5), **wrong)
+    with pytest.raises(UserError, match=next(iter(wrong))): generate(shaken(), [1], 5, **wrong)
+
+
+# ---- generate
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_greedy_text_is_that_of_transformers(seed):
+    model = shaken(seed=seed, n_kv_heads=[1, 2, 4][seed % 3])
+    reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        **hugging_face_settings(model.config), bos_token_id=None, eos_token_id=None, pad_token_id=0))
+    reference.load_state_dict(to_hugging_face(model.state_dict(), model.config))
+    prompt = torch.randint(97, (1, [1, 2, 13][seed % 3]))
+    theirs = reference.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False)
+    theirs = theirs[0, prompt.size(1):].tolist()
+    assert list(generate(model, prompt[0].tolist(), 40, temperature=0)) == theirs
+    assert len(set(theirs)) > 3  # not one token over and over
+
+
+def test_drawn_text_is_that_of_recomputing_everything():
+    model, ids, g = shaken(torch.float64), [5, 6, 7], torch.Generator().manual_seed(3)
+    for _ in range(30):
+        with torch.no_grad(): logits = model(torch.tensor([ids]))[:, -1]
+        ids.append(sample_next(logits, 1.3, 20, 0.95, g).item())
+    assert ids[3:] == list(generate(model, ids[:3], 30, 1.3, 20, 0.95, seed=3))
+
+
+def test_seeds():
+    model = shaken()
+    text = lambda seed: list(generate(model, [1, 2], 30, seed=seed))
+    state = torch.get_rng_state()
+    assert text(7) == text(7) != text(8)
+    assert text(None) != text(None)
+    assert torch.equal(torch.get_rng_state(), state)  # the program's own chance is left alone
+
+
+def test_what_ends_a_text():
+    model, prompt = shaken(), [3] * 10
+    text = list(generate(model, prompt, 10_000, seed=0))
+    assert len(text) == 64 - 10  # prompt and answer fill the context
+    for n in (0, -1): assert list(generate(model, prompt, n)) == []
+    assert list(generate(model, [3] * 64, 5)) == []
+    assert list(generate(model, [3] * 63, 5, seed=0)) != []
+    assert list(generate(model, prompt, 7, seed=0)) == text[:7]
+    stop = text[20]
+    assert list(generate(model, prompt, 50, seed=0, stop_id=stop)) == text[:text.index(stop)]
+
+
+def test_ids_come_out_as_they_are_made():
+    model, calls = shaken(), []
+    model.register_forward_hook(lambda m, args, out: calls.append(args[0].shape[1]))
+    text = generate(model, [1, 2, 3], 50)
+    assert calls == []
+    list(itertools.islice(text, 4))
+    assert calls == [3, 1, 1, 1]
+
+
+def test_generation_leaves_gradients_on():
+    model = shaken()
+    text = generate(model, [1], 5)
+    next(text)
+    assert torch.is_grad_enabled()
+    assert model(torch.tensor([[1]])).requires_grad
+
+
+@pytest.mark.parametrize("prompt", [
+    "text", b"", [], [97], [-1], [1.0], [[1]], 5, torch.tensor([1]), [1] * 65, None])
+def test_wrong_prompts_are_refused_at_the_call(prompt):
+    with pytest.raises(UserError) as error: generate(shaken(), prompt, 5)
+    assert "\n" not in str(error.value)
+
+
+# ---- text
+
+
+class Bytes:
+    def decode(self, ids): return bytes(ids).decode(errors="replace")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(text=st.text(), start=st.text(max_size=3))
+def test_streamed_text_has_no_half_characters(text, start):
+    pieces = list(stream_text(iter(text.encode()), Bytes(), list(start.encode())))
+    assert "".join(pieces) == text and all(pieces)
+    if "\ufffd" not in text: assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(junk=st.binary(max_size=30))
+def test_streamed_junk_is_what_decoding_gives(junk):
+    assert "".join(stream_text(junk, Bytes())) == junk.decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    texts = ["To be, or not to be, that is the question.\n" * 20]
+    return Tokenizer.train(texts, 290, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
+
+
+@pytest.mark.parametrize("text", ["to be ½ 🦙 or", "naïve", " two  spaces", "\n\n", "日本語"])
+def test_streaming_with_byte_fallback(tokenizer, text):
+    prompt = tokenizer.encode("That is: ", bos=True)
+    pieces = list(stream_text(tokenizer.encode(text), tokenizer, prompt))
+    assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_text_from_a_prompt(tokenizer):
+    model = shaken(vocab_size=tokenizer.vocab_size)
+    ids = tokenizer.encode("To be", bos=True)
+    expected = tokenizer.decode(ids + list(generate(model, ids, 20, seed=1, stop_id=tokenizer.eos_id)))
+    assert "To be" + "".join(generate_text(model, tokenizer, "To be", 20, seed=1)) == expected
+
+
+def test_text_ends_at_eos(tokenizer):
+    model = shaken(vocab_size=tokenizer.vocab_size)
+    model.output.register_forward_hook(lambda m, args, out: out.index_fill(-1, torch.tensor(tokenizer.eos_id), 1e4))
+    assert list(generate_text(model, tokenizer, "To be", 20, temperature=0)) == []
+
+
+def test_a_tokenizer_that_does_not_fit(tokenizer):
+    with pytest.raises(UserError, match="290 tokens and the model 97"): generate_text(shaken(), tokenizer, "To", 5)
+    model = shaken(vocab_size=tokenizer.vocab_size)
+    for prompt in (None, 5, b"To", ["To"]):
+        with pytest.raises(UserError): generate_text(model, tokenizer, prompt, 5)
+
+
+def test_sixteen_bits(tokenizer):
+    model = shaken(torch.bfloat16)
+    assert len(list(generate(model, [1, 2, 3], 20, temperature=0))) == 20

@@ -1,0 +1,230 @@
+"The site and JupyterLab as a reader sees them: built without a warning, opened in Chromium, offline."
+import contextlib
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LECTURES = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+NOTEBOOKS = [path for folder in ("nbs", "nbs/exercises", "exercises") for path in sorted((ROOT / folder).glob("*.ipynb"))]
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    "How the build of the site went; a site with warnings is there all the same."
+    folder = tmp_path_factory.mktemp("site")
+    process = subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder], capture_output=True, text=True)
+    return process.returncode, process.stdout + process.stderr, folder
+
+
+@pytest.fixture(scope="session")
+def site(built):
+    "The site's folder."
+    return built[2]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    "A file server that keeps no log."
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    "The site, served on this machine."
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def watched(browser, size):
+    "A tab, and the list of everything that goes wrong in it: script errors, missing files, calls to another host."
+    context = browser.new_context(viewport=size)
+    tab, wrong = context.new_page(), []
+    tab.on("console", lambda message: wrong.append(f"console: {message.text}") if message.type == "error" else None)
+    tab.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+    tab.on("requestfailed", lambda request: wrong.append(f"failed: {request.url} {request.failure}"))
+    tab.on("response", lambda response: wrong.append(f"{response.status}: {response.url}") if response.status >= 400 else None)
+    tab.on("request", lambda request: wrong.append(f"another host: {request.url}") if leaves(request.url) else None)
+    yield tab, wrong
+    context.close()
+
+
+def leaves(url: str) -> bool:
+    "Whether a request goes to another machine."
+    return not url.startswith(("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "data:", "blob:", "about:"))
+
+
+def place(path: Path) -> str:
+    "Where on the site a notebook's page is."
+    name = path.relative_to(ROOT).with_suffix(".html").as_posix()
+    return "index.html" if name == "nbs/index.html" else name
+
+
+def shown(path: Path) -> list:
+    "The cells of a notebook that the site shows."
+    return [cell for cell in nbformat.read(path, as_version=4).cells
+            if not re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)]
+
+
+def pictures(path: Path) -> int:
+    "How many pictures a notebook draws."
+    outputs = [output for cell in shown(path) for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) or "image/svg+xml" in output.get("data", {}) for output in outputs)
+
+
+def formulas(path: Path) -> bool:
+    "Whether a notebook has formulas."
+    text = "\n".join(cell.source for cell in shown(path) if cell.cell_type == "markdown")
+    return bool(re.search(r"\$[^$\n`]+\$|\$\$", re.sub(r"`[^`]*`", "", text)))
+
+
+def load(tab, url: str):
+    "Open a page and wait until its formulas are set."
+    tab.goto(url, wait_until="load")
+    tab.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise; }")
+
+
+def test_the_site_builds_without_a_warning(built):
+    status, said, _ = built
+    assert status == 0, said
+
+
+def test_the_site_has_a_page_for_every_notebook(site):
+    assert [path.name for path in NOTEBOOKS if not (site / place(path)).exists()] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=place)
+def test_a_page_shows_its_formulas_pictures_and_code(path, address, browser):
+    with watched(browser, DESKTOP) as (tab, wrong):
+        load(tab, f"{address}/{place(path)}")
+        article = tab.locator("article.bd-article")
+        assert article.locator("h1").count() == 1
+        assert "$$" not in article.inner_text() and "\\frac" not in article.inner_text()
+        assert article.locator("mjx-container mjx-math").count() > 0 or not formulas(path)
+        assert tab.locator("mjx-merror, [data-mjx-error]").count() == 0
+        drawn = article.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+        assert len(drawn) >= pictures(path) and all(drawn)
+        cells = sum(cell.cell_type == "code" for cell in shown(path))
+        assert article.locator("div.highlight span[class]").count() > 0 or cells <= 1  # one: #| default_exp
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=place)
+def test_a_page_fits_a_phone(path, address, browser):
+    with watched(browser, PHONE) as (tab, wrong):
+        load(tab, f"{address}/{place(path)}")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert wrong == []
+
+
+def test_the_other_pages_open(site, address, browser):
+    others = {path.relative_to(site).as_posix() for path in site.rglob("*.html")} - set(map(place, NOTEBOOKS))
+    with watched(browser, DESKTOP) as (tab, wrong):
+        for name in sorted(name for name in others if not name.startswith("_static")):
+            load(tab, f"{address}/{name}")
+    assert wrong == []
+
+
+def test_links_within_the_site_lead_somewhere(site):
+    broken = []
+    pages = [path for path in site.rglob("*.html") if "_static" not in path.parts]
+    for page in pages:
+        for link in re.findall(r'href="([^"#?:]+)[#?]?[^":]*"', page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            broken += [f"{page.relative_to(site)} -> {link}"] if not target.exists() else []
+    assert broken == []
+
+
+def test_the_search_works_without_a_network(address, browser):
+    with watched(browser, DESKTOP) as (tab, wrong):
+        tab.goto(f"{address}/search.html?q=notebook")
+        tab.locator("#search-results li a").first.wait_for(timeout=10_000)
+    assert wrong == []
+
+
+def free_port() -> int:
+    "A port that nobody listens on."
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "`make lab` over a copy of the notebooks: its address, and the page that it would open in a browser."
+    if shutil.which("make") is None:
+        pytest.skip("no make: `make lab` cannot be run")
+    shutil.copytree(ROOT / "nbs", tmp_path / "root" / "nbs")
+    port = free_port()
+    flags = ["--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=secret",
+             f"--ServerApp.root_dir={tmp_path / 'root'}"]
+    kinds = ("CONFIG", "DATA", "RUNTIME")  # nothing of this user's is read or written
+    places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in kinds}
+    log = (tmp_path / "log").open("w+")
+    process = subprocess.Popen(["make", "lab", f"ARGS={' '.join(flags)}"], cwd=ROOT, stdout=log, stderr=log,
+                               env=os.environ | places, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/api?token=secret", process, log)
+        yield f"http://127.0.0.1:{port}", tmp_path
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def wait_for(url: str, process, log, seconds: float = 60):
+    "Until the server answers."
+    for _ in range(int(seconds * 4)):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.25)
+    log.seek(0)
+    raise AssertionError(f"JupyterLab did not start:\n{log.read()}")
+
+
+def first_output(path: Path) -> int:
+    "The place of a notebook's first code cell that prints something, counted among its code cells from 1."
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return next(i for i, cell in enumerate(cells, 1) if cell.outputs)
+
+
+def test_jupyterlab_opens_the_first_page_and_runs_a_chapter(lab, browser):
+    address, folder = lab
+    chapter = next(path for path in LECTURES if any(cell.get("outputs") for cell in shown(path)))
+    opened = "\n".join(path.read_text() for path in (folder / "runtime").glob("jpserver-*-open.html"))
+    assert "/lab/tree/nbs/index.ipynb?token=secret" in opened  # the page that a browser is sent to
+    with watched(browser, DESKTOP) as (tab, wrong):
+        tab.goto(f"{address}/lab/tree/nbs/{chapter.name}?token=secret")
+        tab.locator(".jp-Notebook .jp-MarkdownCell h1").wait_for(timeout=60_000)
+        tab.locator(".jp-Notebook .jp-Cell").first.click()
+        cells, code = nbformat.read(folder / "root" / "nbs" / chapter.name, as_version=4).cells, 0
+        while code < first_output(chapter):
+            code += cells.pop(0).cell_type == "code"
+            tab.keyboard.press("Shift+Enter")
+        prompt = tab.locator(".jp-InputPrompt", has_text=re.compile(rf"^\[{code}\]:$"))
+        prompt.wait_for(timeout=60_000)
+        cell = tab.locator(".jp-CodeCell", has=prompt)
+        cell.locator(".jp-OutputArea-output").first.wait_for()
+        assert cell.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+        assert "Traceback" not in cell.inner_text()
+    assert wrong == []
