@@ -28,7 +28,8 @@ help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
 $(READY): requirements.lock settings.ini setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("llama_course needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("llama_course needs Python 3.11 or later; " \
+	  "$(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.11")'
 	@echo "Making the environment once, in .venv (some minutes, most of them for torch)"
 	@echo "  1/4 a virtual environment"
 	@$(PYTHON) -m venv .venv

@@ -17,7 +17,8 @@ def write_api(
     for module in modules:
         (folder / f"{module.name}.md").write_text(module.page(), encoding="utf-8")
     rows = [f"| [{m.name}]({m.name}.md) | {m.chapter} | {', '.join(m.names)} |" for m in modules]
-    parts = ["# The library", "What `llama_course` offers, module by module. Each is written in one notebook.",
+    parts = ["# The library",
+             "What `llama_course` offers, module by module. Each is written in one notebook.",
              "\n".join(["| module | written in | names |", "|---|---|---|", *rows]),
              "\n".join(["```{toctree}", ":hidden:", "", *(m.name for m in modules), "```"])]
     (folder / "index.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -32,9 +33,10 @@ class Module:
         self.source = path.read_text(encoding="utf-8")
         self.lines = self.source.splitlines()
         body = ast.parse(self.source).body
-        lists = [node.value for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
-        public = ast.literal_eval(lists[0]) if lists else []
-        self.nodes = [node for node in body if isinstance(node, Function | ast.ClassDef) and node.name in public]
+        assigned = {ast.unparse(node.targets[0]): node.value for node in body if isinstance(node, ast.Assign)}
+        public = ast.literal_eval(assigned["__all__"]) if "__all__" in assigned else []
+        defined = [node for node in body if isinstance(node, Function | ast.ClassDef)]
+        self.nodes = [node for node in defined if node.name in public]
         self.names = [f"`{node.name}`" for node in self.nodes]
 
     @property
@@ -49,13 +51,14 @@ class Module:
         for node in self.nodes:
             parts.append(self.entry(node, "##", node.name))
             if isinstance(node, ast.ClassDef):
-                methods = [m for m in node.body if isinstance(m, Function) and m.name[0] != "_" and ast.get_docstring(m)]
-                parts += [self.entry(m, "###", f"{node.name}.{m.name}") for m in methods]
+                methods = [item for item in node.body if isinstance(item, Function) and item.name[0] != "_"]
+                parts += [self.entry(item, "###", f"{node.name}.{item.name}") for item in methods]
         return "\n\n".join(parts) + "\n"
 
     def entry(self, node, level: str, title: str) -> str:
         "Heading, signature, docstring."
-        return f"{level} {title}\n\n```python\n{self.signature(node)}\n```\n\n{escape(ast.get_docstring(node) or '')}"
+        text = escape(ast.get_docstring(node) or "")
+        return f"{level} {title}\n\n```python\n{self.signature(node)}\n```\n\n{text}"
 
     def signature(self, node) -> str:
         "A function's head; a class's head with its fields or its __init__."
@@ -63,7 +66,8 @@ class Module:
             return textwrap.dedent(self.head(node))
         inits = [item for item in node.body if isinstance(item, Function) and item.name == "__init__"]
         fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-        inside = [self.cut(item.lineno, item.end_lineno) for item in fields] + [self.head(item) for item in inits]
+        inside = [self.cut(item.lineno, item.end_lineno) for item in fields]
+        inside += [self.head(item) for item in inits]
         return "\n".join([self.head(node), *inside])
 
     def head(self, node) -> str:

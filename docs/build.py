@@ -1,6 +1,6 @@
 """Build the site: `python docs/build.py [FOLDER]`, by default into docs/_site.
 
-Every notebook becomes a page at the same place as in the project, so that links between notebooks work in both.
+Every notebook becomes a page at the same place as in the project: links between notebooks work in both.
 nbdev's processors prepare them. Its own list for a site shows a signature in place of an exported cell;
 here the code of the library is what the reader came for, so exported cells stay, marked as such.
 """
@@ -34,9 +34,10 @@ PARTS = {  # part of the course: the numbers of its chapters
 
 def mark(cell):
     "Say of a cell that the library keeps it."
-    kept = cell.directives_.keys() & {"export", "exporti", "exports"}
+    exported = cell.directives_.keys() & {"export", "exporti", "exports"}
+    defines = re.search(r"^(def|class|@)", cell.source, re.MULTILINE)  # imports alone are not worth a mark
     if cell.cell_type == "code":
-        cell.metadata = {"tags": ["export"] if kept and re.search(r"^(def|class|@)", cell.source, re.MULTILINE) else []}
+        cell.metadata = {"tags": ["export"] if exported and defines else []}
 
 
 def page(path: Path):
@@ -50,7 +51,8 @@ def page(path: Path):
 
 def toctree(caption: str, paths: list[str]) -> str:
     "One part of the menu."
-    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *map(entry, paths), "```"]) if paths else ""
+    lines = ["```{toctree}", ":hidden:", f":caption: {caption}", "", *map(entry, paths), "```"]
+    return "\n".join(lines) if paths else ""
 
 
 def entry(path: str) -> str:
@@ -68,7 +70,7 @@ def menu(chapters: list[str], graders: list[str], exercises: list[str], referenc
     number = {path: re.match(r"\d*", Path(path).name)[0][:2] for path in chapters}
     lost = [path for path in chapters if not any(number[path] in numbers for numbers in PARTS.values())]
     if lost:
-        raise SystemExit(f"docs/build.py: {', '.join(lost)} belongs to no part of PARTS. Add its number there.")
+        raise SystemExit(f"docs/build.py: add to PARTS the number of {', '.join(lost)}.")
     parts = {part: [path for path in chapters if number[path] in numbers] for part, numbers in PARTS.items()}
     parts["For teachers"] += graders
     teachers = parts.pop("For teachers")
@@ -130,7 +132,7 @@ def copy_linked(text: str, path: Path):
     "Pictures, scripts and other files that a page links to lie at the same place in docs/_pages."
     for link in links(text):
         source = (path.parent / link).resolve()
-        if source.is_file() and source.suffix != ".ipynb" and source.name not in ("README.md", "benchmarks.md"):
+        if source.is_file() and source.suffix not in (".ipynb", ".md"):
             copy = PAGES / source.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)

@@ -14,14 +14,15 @@ LINK = re.compile(r"(\]\(|\b(?:src|href)=\")(?![a-z]+:|[#/])([^)\"#\s]+)")
 
 
 def show(cell):
-    "nbdev's directives carried out: what is hidden goes, and a cell without its code is the text that it printed."
+    "Carry out nbdev's directives: what is hidden goes, and a cell without its code becomes its text."
     if cell.cell_type != "code":
         return
     if "hide" in cell.directives_ or not DIRECTIVE.sub("", cell.source).strip():
         del cell["source"]
         return
     cell.source = DIRECTIVE.sub("", cell.source)
-    texts = [output["data"]["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})]
+    data = [output.get("data", {}) for output in cell.outputs]
+    texts = [item["text/markdown"] for item in data if "text/markdown" in item]
     if cell.directives_.get("echo:") == ["false"] and texts:
         cell.cell_type, cell.source = "markdown", "\n\n".join("".join(text) for text in texts)
         del cell["outputs"], cell["execution_count"]
@@ -48,7 +49,7 @@ def readme(root: Path = ROOT) -> str:
     notebook = NBProcessor(root / "nbs" / "index.ipynb", procs=show, process=True).nb
     text, resources = MarkdownExporter().from_notebook_node(nbformat.reads(nb2str(notebook), as_version=4))
     if resources["outputs"]:
-        raise SystemExit("nbs/index.ipynb: a cell draws a picture. README.md shows only pictures that are files.")
+        raise SystemExit("nbs/index.ipynb: a cell draws a picture; README.md can show only files.")
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return "<!-- Made from nbs/index.ipynb by `make generate`; edit that. -->\n\n" + rebase(text, "nbs")
 

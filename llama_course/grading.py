@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOKS', 'EXERCISES', 'LARGEST_MESSAGE', 'tolerance', 'misfit', 'Observation', 'observe', 'Mistake', 'Limit',
            'Exercise', 'Report', 'judge', 'load_exercises', 'find_exercise', 'Hint', 'hint', 'check', 'Limits',
-           'WorkerDied']
+           'WorkerDied', 'grade', 'gradescope', 'generate_exercises']
 
 # %% ../nbs/20_grading.ipynb #c002
 import ast
@@ -131,6 +131,9 @@ class _Counter(TorchDispatchMode):
                 self.made[ref] = t.untyped_storage().nbytes()
                 self.largest = max(self.largest, self.made[ref] // t.element_size())
         return out
+
+    @classmethod
+    def _should_skip_dynamo(cls): return False  # else the first use imports the compiler, which takes two seconds
 
     def kept(self, result) -> int:
         "Bytes that were made here and still live, other than the result's."
@@ -711,7 +714,7 @@ def _settle(sock):
 
 def _nurse(control):
     "Linux: waits for sockets, and forks a worker for each."
-    load_exercises()
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")  # autograd wants it at its first use
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
     while (handed := socket.recv_fds(control, 1, 1)[1]):
         if os.fork() == 0:
@@ -778,7 +781,8 @@ class _Worker:
 
     def ask(self, seconds: float, message: dict, tree=None) -> tuple:
         "The worker's reply. `WorkerDied` where it takes too long, breaks a limit, ends or talks nonsense."
-        self.seconds, self.until, self.next_look = seconds, min(time.monotonic() + seconds, self.deadline), 0.0
+        now = time.monotonic()
+        self.seconds, self.until, self.next_look = seconds, min(now + seconds, self.deadline), now + 0.2
         try:
             self.sock.settimeout(seconds)
             _send(self.sock, message, tree)
@@ -831,3 +835,171 @@ def _proxy(worker: _Worker, exercise: Exercise) -> Callable:
         seen["error"] = " ".join(seen.get("error", "").split())[:400]
         return Observation(**{name: seen[name] for name in names if name in seen}, **values)
     return watch
+
+# %% ../nbs/20_grading.ipynb #c087
+class _Cells(NamedTuple):
+    "What the judge needs of a notebook."
+    path: Path
+    sources: list  # (number, source) of the code cells; nbgrader's test cells are left out, the judge does their work
+    claims: list  # names of the exercises that it has to do with
+
+def _read_notebook(path: Path) -> _Cells:
+    "The code cells of a notebook file."
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no notebook that can be read ({type(error).__name__}): give a Jupyter .ipynb file")
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise UserError(f"{path} is no notebook of format 4 (it has no cells): open and save it in JupyterLab")
+    sources, marked = [], set()
+    for number, cell in enumerate(cells, 1):
+        source, meta = cell.get("source", ""), cell.get("metadata", {}).get("nbgrader", {})
+        source = "".join(map(str, source)) if isinstance(source, list) else str(source)
+        marked.add(meta.get("grade_id"))
+        if cell.get("cell_type") == "code" and not (meta.get("grade") and not meta.get("solution")):
+            sources.append((number, source))
+    code = "\n".join(source for _, source in sources)
+    defined = lambda name: re.search(rf"^(?:async +def|def|class) +{name}\b|^{name} *=|\bimport\b.*\b{name}\b", code, re.MULTILINE)
+    return _Cells(path, sources, [name for name in load_exercises() if name in marked or defined(name)])
+
+# %% ../nbs/20_grading.ipynb #c090
+class _Run:
+    "A notebook in a worker, begun again whenever a worker is lost."
+
+    def __init__(self, cells: _Cells, limits: Limits):
+        self.cells, self.limits, self.worker, self.notes = cells, limits, None, {}
+        self.deadline = time.monotonic() + limits.total_seconds
+        self.how = {number: "whole" for number, _ in cells.sources}
+
+    def start(self) -> _Worker:
+        "A worker in which the cells have run. `WorkerDied` where the notebook's time is up."
+        for _ in range(2 * len(self.how) + 2):
+            self.stop()
+            self.worker = _Worker(self.limits, self.deadline, self.cells.path.resolve().parent)
+            if self.run_cells(): return self.worker
+            if len(self.notes) > 4:  # a notebook that breaks this often is run by its definitions alone
+                self.how = {number: "definitions" if how == "whole" else how for number, how in self.how.items()}
+        raise WorkerDied("no worker survived the cells of this notebook")
+
+    def stop(self):
+        if self.worker: self.worker.close()
+
+    def note(self, number: int, text: str):
+        if text: self.notes.setdefault((number, text), f"cell {number}: {text}")
+
+# %% ../nbs/20_grading.ipynb #c091
+def _run_cells(self) -> bool:
+    "Runs the cells; False where one of them broke the worker, and it is cut down."
+    for number, source in self.cells.sources:
+        if self.how[number] == "nothing": continue
+        message = {"do": "cell", "number": number, "source": source, "whole": self.how[number] == "whole"}
+        try:
+            reply, _ = self.worker.ask(self.limits.cell_seconds, message)
+        except WorkerDied as died:
+            if time.monotonic() > self.deadline: raise
+            self.how[number] = "definitions" if self.how[number] == "whole" else "nothing"
+            left = "only its definitions count" if self.how[number] == "definitions" else "it is left out"
+            self.note(number, f"{died}; {left}")
+            return False
+        self.note(number, str(reply.get("note", ""))[:400])
+        if reply.get("replaced"): self.note(number, f"it replaced {', '.join(reply['replaced'])[:200]}; the originals were put back")
+    return True
+
+_Run.run_cells = _run_cells
+
+# %% ../nbs/20_grading.ipynb #c094
+def _grade_answers(run: _Run, tasks: list, seed: int) -> dict:
+    "Exercise -> report or message, each judged in a worker that no other answer has broken."
+    results, path = {}, run.cells.path
+    try:
+        found = run.start().ask(5, {"do": "names", "names": [task.name for task in tasks]})[0]["found"]
+    except WorkerDied as died:
+        return {task.name: f"{path}: {died}" for task in tasks}
+    for task in tasks:
+        if task.name not in found:
+            results[task.name] = f"no function {task.name} in {path} (found: {', '.join(found) or 'none of this chapter'})"
+            continue
+        try:
+            results[task.name] = judge(task, _proxy(run.worker, task), seed)
+        except WorkerDied as died:
+            results[task.name] = f"the call of {task.name} was ended: {died}"
+            try: run.start()
+            except WorkerDied as again:
+                return {t.name: f"{path}: {again}" for t in tasks} | results
+    return results
+
+def _grade_notebook(cells: _Cells, limits: Limits, seed: int) -> tuple:
+    "Rows for the exercises of a notebook, and notes about it."
+    chapters = {EXERCISES[name].chapter for name in cells.claims}
+    tasks = [task for task in EXERCISES.values() if task.chapter in chapters]
+    run = _Run(cells, limits)
+    try: results = _grade_answers(run, tasks, seed)
+    finally: run.stop()
+    rows = []
+    for task in tasks:
+        r = results[task.name]
+        report = r if isinstance(r, Report) else Report(task.name, [(look, 0, n, "") for look, n in task.points.items()], [r])
+        rows.append({"name": task.name, "points": report.points, "max_points": report.max_points,
+                     "passed": report.passed, "messages": report.messages})
+    return rows, [f"{cells.path}: {note}" for note in run.notes.values()]
+
+# %% ../nbs/20_grading.ipynb #c095
+def grade(
+    path,  # a notebook, or a folder of notebooks
+    limits: Limits = Limits(),  # of time and memory, for each notebook
+    seed: int = 0,  # of the cases
+) -> dict:  # {"exercises": [{"name", "points", "max_points", "passed", "messages"}], "notes": [...]}
+    "Scores of all exercises in a notebook or a folder of notebooks; their code runs in other processes."
+    path = Path(path)
+    if not path.exists(): raise UserError(f"there is no file or folder {path}")
+    files = sorted(path.glob("*.ipynb")) if path.is_dir() else [path]
+    if not files: raise UserError(f"no notebook (.ipynb) in the folder {path}")
+    notebooks = [_read_notebook(file) for file in files]
+    if not any(cells.claims for cells in notebooks):
+        raise UserError(f"{path} answers no exercise: no function in it is called {', '.join(sorted(EXERCISES))}")
+    for name in EXERCISES:
+        twice = [str(cells.path) for cells in notebooks if name in cells.claims]
+        if len(twice) > 1: raise UserError(f"{' and '.join(twice)} both answer {name}: grade one of them, by its path")
+    result = {"exercises": [], "notes": []}
+    for cells in notebooks:
+        if cells.claims:
+            rows, notes = _grade_notebook(cells, limits, seed)
+            result["exercises"] += rows
+            result["notes"] += [f"{cells.path}: graded"] + notes
+        else:
+            result["notes"].append(f"{cells.path}: no exercise in it")
+    return result
+
+# %% ../nbs/20_grading.ipynb #c100
+def gradescope(
+    result: dict,  # from `grade`
+) -> dict:
+    "The same scores as Gradescope's results.json wants them."
+    tests = [{"name": row["name"], "score": row["points"], "max_score": row["max_points"],
+              "status": "passed" if row["passed"] else "failed", "output": "\n".join(row["messages"]), "output_format": "text"}
+             for row in result["exercises"]]
+    return {"tests": tests, "output": "\n".join(result["notes"]), "output_format": "text", "visibility": "visible"}
+
+# %% ../nbs/20_grading.ipynb #c103
+def generate_exercises(
+    solutions: str | Path = "solutions",  # folder of the solved notebooks
+    exercises: str | Path = "exercises",  # folder that gets the notebooks without solutions
+) -> list:  # paths of the notebooks written
+    "The notebooks that learners open, made from the solved ones by nbgrader's preprocessors."
+    import nbformat
+    from nbgrader import preprocessors as steps
+
+    written = []
+    for source in sorted(Path(solutions).glob("*.ipynb")):
+        notebook, resources = nbformat.read(source, as_version=4), {}
+        for step in (steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.CheckCellMetadata, steps.ComputeChecksums,
+                     steps.ClearHiddenTests, steps.ClearMarkScheme, steps.ComputeChecksums, steps.CheckCellMetadata):
+            notebook, resources = step().preprocess(notebook, resources)
+        nbformat.validate(notebook)
+        target = Path(exercises) / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
+        written.append(target)
+    if not written: raise UserError(f"no solved notebook in {solutions}: start it in the project's folder")
+    return written

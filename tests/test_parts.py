@@ -1,4 +1,4 @@
-"""Norm, feed-forward part, rotary positions and attention, against independent references over random shapes and dtypes."""
+"""Norm, feed-forward part, rotary positions and attention against references, over random shapes and dtypes."""
 
 import math
 
@@ -15,7 +15,8 @@ from transformers.models.llama import modeling_llama as hf
 from llama_course.attention import Attention, attend, causal_attention
 from llama_course.feedforward import FeedForward, hidden_dim
 from llama_course.norm import RMSNorm
-from llama_course.rope import adjacent_to_half, apply_rotary, apply_rotary_half, half_to_adjacent, rotary_table
+from llama_course.rope import (adjacent_to_half, apply_rotary, apply_rotary_half, half_to_adjacent,
+                               rotary_table)
 
 many = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -60,7 +61,8 @@ def test_norm_against_transformers():
 def test_norm_gradients_and_scale():
     norm = RMSNorm(12).double()
     x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w: torch.func.functional_call(norm, {"weight": w}, x), (x, norm.weight))
+    def call(x, weight): return torch.func.functional_call(norm, {"weight": weight}, x)
+    assert torch.autograd.gradcheck(call, (x, norm.weight))
     torch.testing.assert_close(RMSNorm(12, eps=0.0).double()(1000 * x), RMSNorm(12, eps=0.0).double()(x))
     zero = torch.zeros(2, 12, requires_grad=True)
     RMSNorm(12)(zero).sum().backward()
@@ -79,8 +81,8 @@ def test_hidden_dim():
 
 
 @many
-@given(dtype=dtypes, shape=st.lists(st.integers(1, 5), max_size=3), dim=st.integers(1, 100), hidden=st.integers(1, 300),
-       seed=seeds)
+@given(dtype=dtypes, shape=st.lists(st.integers(1, 5), max_size=3), dim=st.integers(1, 100),
+       hidden=st.integers(1, 300), seed=seeds)
 def test_feed_forward_values(dtype, shape, dim, hidden, seed):
     torch.manual_seed(seed)
     ff, x = FeedForward(dim, hidden).to(dtype), torch.randn(*shape, dim).to(dtype)
@@ -134,8 +136,8 @@ def halves(x):
     return torch.cat([x[..., 0::2], x[..., 1::2]], -1)
 
 
-rope_shapes = dict(dtype=dtypes, B=st.integers(1, 3), H=st.integers(1, 4), pairs=st.integers(1, 40), seed=seeds,
-                   positions=st.lists(st.integers(0, 2047), min_size=1, max_size=9),
+rope_shapes = dict(dtype=dtypes, B=st.integers(1, 3), H=st.integers(1, 4), pairs=st.integers(1, 40),
+                   seed=seeds, positions=st.lists(st.integers(0, 2047), min_size=1, max_size=9),
                    theta=st.sampled_from([10000.0, 500000.0, 100.0]))
 
 
@@ -144,7 +146,8 @@ rope_shapes = dict(dtype=dtypes, B=st.integers(1, 3), H=st.integers(1, 4), pairs
 def test_rotary_values(dtype, B, H, pairs, seed, positions, theta):
     torch.manual_seed(seed)
     positions = torch.tensor(positions)
-    x, table = torch.randn(B, len(positions), H, 2 * pairs).to(dtype), rotary_table(2 * pairs, 2048, theta)[positions]
+    x = torch.randn(B, len(positions), H, 2 * pairs).to(dtype)
+    table = rotary_table(2 * pairs, 2048, theta)[positions]
     y, half = apply_rotary(x, table), apply_rotary_half(halves(x), table)
     expected = complex_rotation(x, positions, theta)
     # the angle is float32: of a position of 2047 radians its epsilon times 2047 is known
@@ -171,7 +174,8 @@ def test_rotary_against_transformers(dtype, B, H, pairs, seed, positions, theta)
 
 
 @many
-@given(H=st.integers(1, 4), pairs=st.integers(1, 8), distance=st.integers(0, 500), shift=st.integers(0, 1500), seed=seeds)
+@given(H=st.integers(1, 4), pairs=st.integers(1, 8), distance=st.integers(0, 500),
+       shift=st.integers(0, 1500), seed=seeds)
 def test_rotary_scores_depend_on_distance(H, pairs, distance, shift, seed):
     torch.manual_seed(seed)
     q, k = torch.randn(2, 1, 1, H, 2 * pairs, dtype=torch.float64)
@@ -217,7 +221,8 @@ def test_permutation(heads, pairs, dim, seed):
     torch.manual_seed(seed)
     w, x = torch.randn(heads * 2 * pairs, dim), torch.randn(3, dim)
     permuted = adjacent_to_half(w, heads)
-    assert torch.equal(half_to_adjacent(permuted, heads), w) and torch.equal(adjacent_to_half(half_to_adjacent(w, heads), heads), w)
+    assert torch.equal(half_to_adjacent(permuted, heads), w)
+    assert torch.equal(adjacent_to_half(half_to_adjacent(w, heads), heads), w)
     by_head = (x @ w.T).unflatten(-1, (heads, -1))
     torch.testing.assert_close((x @ permuted.T).unflatten(-1, (heads, -1)), halves(by_head))
 
@@ -294,9 +299,10 @@ def test_attention_against_torch_and_transformers():
         num_key_value_groups, training = 2, False
 
     theirs, _ = hf.eager_attention_forward(Layer, q, k, v, mask, 0.25)
+    torchs = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
     for attention in (causal_attention, attend):
         torch.testing.assert_close(attention(q, k, v), theirs.transpose(1, 2))
-        torch.testing.assert_close(attention(q, k, v), F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True))
+        torch.testing.assert_close(attention(q, k, v), torchs)
 
 
 @pytest.mark.parametrize("H, K", [(4, 4), (4, 2)])
@@ -315,28 +321,32 @@ def test_attend_keeps_no_square(H, K):
 
 
 @many
-@given(H=st.sampled_from([(1, 1), (2, 2), (4, 4), (4, 2), (6, 2), (4, 1)]), pairs=st.integers(1, 12), B=st.integers(1, 2),
-       T=st.integers(1, 30), dtype=st.sampled_from([torch.float64, torch.float32]), seed=seeds)
-def test_layer_against_transformers(H, pairs, B, T, dtype, seed):
+@given(heads=st.sampled_from([(1, 1), (2, 2), (4, 4), (4, 2), (6, 2), (4, 1)]), pairs=st.integers(1, 12),
+       B=st.integers(1, 2), T=st.integers(1, 30), dtype=st.sampled_from([torch.float64, torch.float32]), seed=seeds)
+def test_layer_against_transformers(heads, pairs, B, T, dtype, seed):
     torch.manual_seed(seed)
-    (H, K), Q = H, 2 * pairs
+    (H, K), Q = heads, 2 * pairs
     ours, x = Attention(H * Q, H, K).to(dtype), torch.randn(B, T, H * Q, dtype=dtype)
     config = LlamaConfig(hidden_size=H * Q, num_attention_heads=H, num_key_value_heads=K)
     config._attn_implementation = "sdpa"
     theirs = hf.LlamaAttention(config, layer_idx=0).to(dtype)
-    names = {"q_proj": (ours.wq, H), "k_proj": (ours.wk, K), "v_proj": (ours.wv, 0), "o_proj": (ours.wo, 0)}
-    def as_theirs(w, heads): return adjacent_to_half(w, heads) if heads else w
-    theirs.load_state_dict({f"{name}.weight": as_theirs(w.weight.data, heads) for name, (w, heads) in names.items()})
+
+    def in_their_order(q, k, v, o):
+        return {"q_proj": adjacent_to_half(q, H), "k_proj": adjacent_to_half(k, K), "v_proj": v, "o_proj": o}
+
+    layers = ours.wq, ours.wk, ours.wv, ours.wo
+    weights = in_their_order(*(layer.weight.data for layer in layers))
+    theirs.load_state_dict({f"{name}.weight": weight for name, weight in weights.items()})
     y = ours(x, rotary_table(Q, T))
     expected, _ = theirs(x, hf.LlamaRotaryEmbedding(config)(x, torch.arange(T)[None]))
     assert_near(y, expected.double(), eps_of(dtype), 50)
     grad = torch.randn_like(y)
     y.backward(grad)
     expected.backward(grad)
-    for name, (w, heads) in names.items():
-        theirs_grad = getattr(theirs, name).weight.grad.double()
+    for name, ours_grad in in_their_order(*(layer.weight.grad for layer in layers)).items():
+        theirs_grad = getattr(theirs, name).weight.grad
         scale = max(theirs_grad.abs().max().item(), 1e-2)  # one key alone has weight 1: no gradient in its score
-        assert ((as_theirs(w.weight.grad, heads).double() - theirs_grad).abs().max().item() / scale) < 200 * eps_of(dtype)
+        assert (ours_grad - theirs_grad).abs().max().item() / scale < 200 * eps_of(dtype)
 
 
 class GrowingCache:
@@ -353,7 +363,8 @@ class GrowingCache:
 def test_layer_in_pieces(K, sizes, seed):
     torch.manual_seed(seed)
     T = sum(sizes)
-    layer, table, x = Attention(32, 4, K).double(), rotary_table(8, T), torch.randn(2, T, 32, dtype=torch.float64)
+    layer, table = Attention(32, 4, K).double(), rotary_table(8, T)
+    x = torch.randn(2, T, 32, dtype=torch.float64)
     cache, pieces, start = GrowingCache(), [], 0
     for size in sizes:
         pieces.append(layer(x[:, start : start + size], table[start : start + size], cache))
@@ -364,6 +375,12 @@ def test_layer_in_pieces(K, sizes, seed):
 
 def test_layer_names_and_default():
     layer = Attention(32, 4)
-    assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {f"w{i}.weight": (32, 32) for i in "qkvo"}
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    assert shapes == {f"w{letter}.weight": (32, 32) for letter in "qkvo"}
     assert Attention(32, 4, 2).wk.weight.shape == (16, 32)
     assert all(isinstance(module, nn.Linear) and module.bias is None for module in layer.children())
+
+
+def test_rotary_refuses_a_rounded_table():
+    with pytest.raises(RuntimeError, match="BFloat16"):
+        apply_rotary(torch.ones(1, 3, 1, 4), rotary_table(4, 3).bfloat16())

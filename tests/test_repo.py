@@ -31,7 +31,8 @@ def cells(path: Path) -> list:
 
 def code(cell) -> list[str]:
     "The lines of a code cell; empty ones, nbdev's directives and nbgrader's marks are not counted."
-    return [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith(("#|", "### "))]
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    return [line for line in lines if not line.strip().startswith(("#|", "### "))]
 
 
 def differences(left: Path, right: Path, suffix: str) -> list[str]:
@@ -74,7 +75,8 @@ def test_the_exercises_are_what_the_solutions_generate(copy):
 
 def test_every_solution_has_its_grader_and_its_lecture():
     for path in (ROOT / "solutions").glob("*.ipynb"):
-        assert (ROOT / "nbs" / path.name).exists() and (ROOT / "nbs" / "exercises" / path.name).exists(), path.name
+        for folder in ("nbs", "nbs/exercises"):
+            assert (ROOT / folder / path.name).exists(), f"{folder}/{path.name}"
 
 
 def test_the_notebooks_are_clean(copy):
@@ -97,10 +99,22 @@ def test_a_notebook_keeps_the_form(path):
     for cell in cells(path):
         if cell.cell_type == "code":
             wrong += [f"{len(code(cell))} lines: {cell.source[:60]!r}"] if len(code(cell)) > 25 else []
-            wrong += [f"{len(line)} columns: {line[:60]!r}" for line in cell.source.splitlines() if len(line) > 110]
+            wrong += too_long(cell.source)
     assert not wrong, "\n".join(["", *wrong])
     size = sum(len(json.dumps(output)) for cell in cells(path) for output in cell.get("outputs", []))
     assert size < 1_000_000, f"{size} bytes of output"
+
+
+def too_long(source: str) -> list[str]:
+    "The lines that do not fit a page of 110 columns."
+    return [f"{len(line)} columns: {line[:70]!r}" for line in source.splitlines() if len(line) > 110]
+
+
+def test_scripts_keep_the_form():
+    folders = [ROOT / folder for folder in ("tests", "docs", "benchmarks")]
+    paths = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    wrong = [f"{name(path)}: {line}" for path in paths for line in too_long(path.read_text(encoding="utf-8"))]
+    assert not wrong, "\n".join(["", *wrong])
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=name)
@@ -124,13 +138,14 @@ def lock() -> dict[str, str]:
     "The packages of requirements.lock and their versions."
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.lock").read_text().splitlines()]
     wanted = [Requirement(line) for line in filter(None, lines)]
-    assert all(re.fullmatch(r"==[\w.]+", str(item.specifier)) and not item.url for item in wanted), "exact versions only"
+    for item in wanted:
+        assert re.fullmatch(r"==[\w.]+", str(item.specifier)) and not item.url, f"{item}: no exact version"
     return {canonicalize_name(item.name): str(item.specifier)[2:] for item in wanted}
 
 
 def test_the_lock_holds_what_the_settings_ask_for():
-    extras = ("requirements", "demo_requirements", "dev_requirements", "docs_requirements", "bench_requirements")
-    for item in map(Requirement, " ".join(settings()[key] for key in extras).split()):
+    keys = ["requirements", *(f"{extra}_requirements" for extra in ("demo", "dev", "docs", "bench"))]
+    for item in map(Requirement, " ".join(settings()[key] for key in keys).split()):
         assert item.specifier.contains(lock().get(canonicalize_name(item.name), "0")), item
 
 
@@ -140,5 +155,6 @@ def test_the_library_imports_at_its_top_only_what_it_requires():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
-        foreign = {item.split(".")[0] for item in names} - set(sys.stdlib_module_names) - own - {"llama_course"}
+        tops = {item.split(".")[0] for item in names}
+        foreign = tops - sys.stdlib_module_names - own - {"llama_course"}
         assert not foreign, f"{name(path)} imports {foreign} at its top"

@@ -2,7 +2,6 @@
 import contextlib
 import functools
 import http.server
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LECTURES = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-NOTEBOOKS = [path for folder in ("nbs", "nbs/exercises", "exercises") for path in sorted((ROOT / folder).glob("*.ipynb"))]
+FOLDERS = ("nbs", "nbs/exercises", "exercises")
+NOTEBOOKS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.ipynb"))]
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
@@ -28,7 +28,8 @@ PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 def built(tmp_path_factory):
     "How the build of the site went; a site with warnings is there all the same."
     folder = tmp_path_factory.mktemp("site")
-    process = subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "docs" / "build.py", folder]
+    process = subprocess.run(command, capture_output=True, text=True)
     return process.returncode, process.stdout + process.stderr, folder
 
 
@@ -56,21 +57,27 @@ def address(site):
 
 @contextlib.contextmanager
 def watched(browser, size):
-    "A tab, and the list of everything that goes wrong in it: script errors, missing files, calls to another host."
+    "A tab, and the list of all that goes wrong in it: script errors, missing files, calls to another host."
     context = browser.new_context(viewport=size)
     tab, wrong = context.new_page(), []
-    tab.on("console", lambda message: wrong.append(f"console: {message.text}") if message.type == "error" else None)
-    tab.on("pageerror", lambda error: wrong.append(f"script: {error}"))
-    tab.on("requestfailed", lambda request: wrong.append(f"failed: {request.url} {request.failure}"))
-    tab.on("response", lambda response: wrong.append(f"{response.status}: {response.url}") if response.status >= 400 else None)
-    tab.on("request", lambda request: wrong.append(f"another host: {request.url}") if leaves(request.url) else None)
+
+    def note(what: str, bad: bool = True):
+        if bad:
+            wrong.append(what)
+
+    tab.on("console", lambda message: note(f"console: {message.text}", message.type == "error"))
+    tab.on("pageerror", lambda error: note(f"script: {error}"))
+    tab.on("requestfailed", lambda request: note(f"failed: {request.url} {request.failure}"))
+    tab.on("response", lambda response: note(f"{response.status}: {response.url}", response.status >= 400))
+    tab.on("request", lambda request: note(f"another host: {request.url}", leaves(request.url)))
     yield tab, wrong
     context.close()
 
 
 def leaves(url: str) -> bool:
     "Whether a request goes to another machine."
-    return not url.startswith(("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "data:", "blob:", "about:"))
+    here = ("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "data:", "blob:", "about:")
+    return not url.startswith(here)
 
 
 def place(path: Path) -> str:
@@ -87,8 +94,8 @@ def shown(path: Path) -> list:
 
 def pictures(path: Path) -> int:
     "How many pictures a notebook draws."
-    outputs = [output for cell in shown(path) for output in cell.get("outputs", [])]
-    return sum("image/png" in output.get("data", {}) or "image/svg+xml" in output.get("data", {}) for output in outputs)
+    outputs = [output.get("data", {}) for cell in shown(path) for output in cell.get("outputs", [])]
+    return sum("image/png" in data or "image/svg+xml" in data for data in outputs)
 
 
 def formulas(path: Path) -> bool:
@@ -175,8 +182,8 @@ def lab(tmp_path):
         pytest.skip("no make: `make lab` cannot be run")
     shutil.copytree(ROOT / "nbs", tmp_path / "root" / "nbs")
     port = free_port()
-    flags = ["--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=secret",
-             f"--ServerApp.root_dir={tmp_path / 'root'}"]
+    flags = ["--no-browser", f"--port={port}", "--ServerApp.port_retries=0",
+             "--IdentityProvider.token=secret", f"--ServerApp.root_dir={tmp_path / 'root'}"]
     kinds = ("CONFIG", "DATA", "RUNTIME")  # nothing of this user's is read or written
     places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in kinds}
     log = (tmp_path / "log").open("w+")
