@@ -18,13 +18,12 @@ def causal_attention(
     k: Tensor,  # (B, K, S, Q), K divides H, S >= T
     v: Tensor,  # (B, K, S, Q)
 ) -> Tensor:  # (B, H, T, Q)
-    "For each query a mean of the values up to its own position, weighted by softmax. (Vaswani et al. 2017, eq. 1)"
+    "For each query a weighted mean of the values up to its own position. (Vaswani et al. 2017, eq. 1)"
     (H, T, Q), (K, S) = q.shape[1:], k.shape[1:3]
     k, v = (t.repeat_interleave(H // K, dim=1) for t in (k, v))  # (B, H, S, Q): H/K queries share a key
     scores = q @ k.mT / Q**0.5  # (B, H, T, S)
     seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    wide = torch.promote_types(q.dtype, torch.float32)  # 16 bits are too few for sums of exponentials
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1, dtype=wide).type_as(v) @ v
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
 
 # %% ../nbs/07_attention.ipynb #c024
 def attend(
@@ -41,7 +40,7 @@ def attend(
 
 # %% ../nbs/07_attention.ipynb #c031
 class Attention(nn.Module):
-    "Rotary causal attention between linear maps, without biases. (Vaswani et al. 2017, sec. 3.2.2; LLaMA, sec. 2.2)"
+    "Rotary causal attention between linear maps without biases. (Vaswani et al. 2017, sec. 3.2.2)"
 
     def __init__(
         self,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'EXERCISES', 'LARGEST_MESSAGE', 'tolerance', 'misfit', 'Observation', 'observe', 'Mistake', 'Limit',
-           'Exercise', 'Report', 'judge', 'load_exercises', 'find_exercise', 'Hint', 'hint', 'check', 'Limits',
-           'WorkerDied', 'grade', 'gradescope', 'generate_exercises']
+           'Exercise', 'WorkerDied', 'Report', 'judge', 'load_exercises', 'find_exercise', 'Hint', 'hint', 'check',
+           'Limits', 'grade', 'gradescope', 'generate_exercises']
 
 # %% ../nbs/20_grading.ipynb #c002
 import ast
@@ -83,7 +83,7 @@ def _tensor_misfit(got, want, dtype, factor) -> str:
     error = (got - want).abs().masked_fill((got == want) | (got.isnan() & want.isnan()), 0)
     if (error <= allowed).all():
         return ""
-    worst = (error / allowed).nan_to_num(torch.inf, torch.inf).argmax()
+    worst = (error / allowed).nan_to_num(torch.inf, torch.inf).masked_fill(error <= allowed, -1).argmax()
     place = tuple(int(i) for i in torch.unravel_index(worst, want.shape))
     return (f"{got[place]:.6g} came back at {place}, {want[place]:.6g} is expected "
             f"(error {error[place]:.2g}, rounding explains {allowed[place]:.1g})")
@@ -154,6 +154,10 @@ class Observation:
     flops: int = 0  # of the forward pass, in matrix products, attention and convolutions
     backward_flops: int = 0
 
+def _tidy(text, length: int = 300) -> str:
+    "One line of printable characters."
+    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:length]
+
 def _one_line(error: BaseException, answer=None) -> str:
     "Type, text and place of an exception, in one line."
     code = getattr(inspect.unwrap(answer), "__code__", None) if callable(answer) else None
@@ -164,8 +168,8 @@ def _one_line(error: BaseException, answer=None) -> str:
             where = file.strip("<>") if file.startswith("<cell") else "the cell" if "ipykernel" in file else Path(file).name
             place = f" (line {trace.tb_lineno} of {where})"
         trace = trace.tb_next
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{': ' if text else ''}{text[:300]}{place}"
+    text = "the memory limit was reached" if "alloc_cpu" in str(error) else _tidy(error)
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
 
 # %% ../nbs/20_grading.ipynb #c024
 def _plain_call(answer, *args):
@@ -246,6 +250,9 @@ class Exercise:
     def names(self) -> list: return list(inspect.signature(self.truth).parameters)
 
     @property
+    def where(self) -> tuple: return tuple(self.names.index(name) for name in self.wrt)
+
+    @property
     def max_points(self) -> int: return sum(self.points.values())
 
 # %% ../nbs/20_grading.ipynb #c031
@@ -294,16 +301,19 @@ def _case(exercise, args, seed) -> _Case:
     wide = _widen(list(args))
     dtype = next((t.dtype for t in args if _floating(t)), torch.float32)
     random = torch.Generator().manual_seed(seed)
-    cotangent, where = None, tuple(exercise.names.index(n) for n in exercise.wrt)
-    if where:
+    cotangent = None
+    if exercise.wrt:
         draw = lambda t: torch.randn(t.shape, generator=random).to(dtype)
         cotangent = tree_map(draw, observe(exercise.truth, *wide).value)
-    truth = observe(exercise.truth, *wide, wrt=where, cotangent=_widen(cotangent))
+    truth = observe(exercise.truth, *wide, wrt=exercise.where, cotangent=_widen(cotangent))
     assert not truth.error, truth.error
     text = ", ".join(f"{name} {_kind(a)}" for name, a in zip(exercise.names, args))
     return _Case(tuple(args), truth, cotangent, dtype, exercise.factor * exercise.condition(*args), text)
 
 # %% ../nbs/20_grading.ipynb #c039
+class WorkerDied(Exception):
+    "The process in which an answer ran broke a limit or ended; the text says how. (Later in this chapter.)"
+
 class _Fault(NamedTuple):
     "Where an answer failed."
     look: str
@@ -311,10 +321,12 @@ class _Fault(NamedTuple):
     mark: str = ""  # the law or limit that was broken
     amount: float = 0.0  # by how much, for a limit
 
+_NO_ANSWER = "there is no answer yet"
+
 def _value_fault(exercise, case, seen) -> str:
     "What is wrong with the value of one call."
     if seen.error:
-        return "there is no answer yet" if seen.error.startswith("NotImplementedError") else seen.error
+        return _NO_ANSWER if seen.error.startswith("NotImplementedError") else seen.error
     if seen.modified:
         return f"the call changes its argument `{exercise.names[seen.modified[0]]}` in place"
     return misfit(seen.value, case.truth.value, case.dtype, case.factor)
@@ -340,8 +352,8 @@ def _broken_law(exercise, watch) -> _Fault | None:
     for sentence, holds in exercise.invariants:
         try:
             broken = "" if holds(seen) else "this does not hold"
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-            broken = f"it ended in {_one_line(error)}"
+        except WorkerDied: raise
+        except Exception as error: broken = f"it ended in {_one_line(error)}"
         if broken: return _Fault("invariant", f"{sentence}: {broken}", sentence)
 
 def _broken_limit(exercise, trial, seen) -> _Fault | None:
@@ -354,14 +366,16 @@ def _broken_limit(exercise, trial, seen) -> _Fault | None:
                 return _Fault("ledger", text, limit.sentence, count / max(most, 1))
 
 # %% ../nbs/20_grading.ipynb #c043
+_FAULTS = {"values": _value_fault, "gradients": _gradient_fault}
+
 def _find_fault(exercise, watch, trial) -> tuple:
     "The first fault of an answer, or None; and what was seen of it, case by case."
-    where = tuple(exercise.names.index(n) for n in exercise.wrt)
-    seen = [watch(*case.args, wrt=where, cotangent=case.cotangent) for case in trial]
-    for look, fault in (("values", _value_fault), ("gradients", _gradient_fault)):
+    seen = [watch(*case.args, wrt=exercise.where, cotangent=case.cotangent) for case in trial]
+    for look, fault in _FAULTS.items():
         if look in exercise.points:
             for case, s in zip(trial, seen):
-                if text := fault(exercise, case, s): return _Fault(look, f"{text}, with {case.text}"), seen
+                if text := fault(exercise, case, s):
+                    return _Fault(look, text if text == _NO_ANSWER else f"{text}, with {case.text}"), seen
     broken = "invariant" in exercise.points and _broken_law(exercise, watch)
     return broken or ("ledger" in exercise.points and _broken_limit(exercise, trial, seen)) or None, seen
 
@@ -374,24 +388,25 @@ def _same_fault(look, ours: Observation, theirs: Observation, case) -> bool:
     part = "value" if look == "values" else "grads"
     return not misfit(getattr(ours, part), getattr(theirs, part), None, 2 * case.factor)
 
-def _likeness(exercise, fault, trial, seen, mistake) -> float:
+def _likeness(exercise, fault, trial, seen, failed, mistake) -> float:
     "From 0 to 1: how much of what went wrong the mistake explains."
     watch = functools.partial(observe, mistake.answer, call=exercise.call)
-    theirs, wrong = _find_fault(exercise, watch, trial)
-    if theirs is None or theirs.look != fault.look or theirs.mark != fault.mark:
-        return 0.0
     if fault.mark:
-        return min(fault.amount, theirs.amount) / max(fault.amount, theirs.amount) if fault.amount else 1.0
-    check = _value_fault if fault.look == "values" else _gradient_fault
-    failed = [i for i, case in enumerate(trial) if check(exercise, case, seen[i])]
-    alike = [i for i in failed if check(exercise, trial[i], wrong[i])
-             and _same_fault(fault.look, seen[i], wrong[i], trial[i])]
-    return len(alike) / len(failed)
+        theirs = _find_fault(exercise, watch, trial)[0] or fault._replace(mark="")
+        amounts = sorted((fault.amount, theirs.amount))
+        return (amounts[0] / amounts[1] if amounts[1] else 1.0) if theirs.mark == fault.mark else 0.0
+    alike = 0
+    for i in failed:
+        theirs = watch(*trial[i].args, wrt=exercise.where, cotangent=trial[i].cotangent)
+        alike += bool(_FAULTS[fault.look](exercise, trial[i], theirs)) and _same_fault(fault.look, seen[i], theirs, trial[i])
+        if not alike: return 0.0  # not even the first
+    return alike / len(failed)
 
 def _suspect(exercise, fault, trial, seen) -> Mistake | None:
     "The named mistake that explains most of the fault, if it explains more than half."
-    if "no answer yet" in fault.text: return None
-    likeness = [_likeness(exercise, fault, trial, seen, m) for m in exercise.mistakes]
+    if fault.text == _NO_ANSWER: return None
+    failed = [i for i, case in enumerate(trial) if fault.look in _FAULTS and _FAULTS[fault.look](exercise, case, seen[i])]
+    likeness = [_likeness(exercise, fault, trial, seen, failed, m) for m in exercise.mistakes]
     best = max(range(len(likeness)), key=likeness.__getitem__, default=None)
     return exercise.mistakes[best] if best is not None and likeness[best] > 0.5 else None
 
@@ -405,6 +420,9 @@ class Report:
 
     @property
     def points(self) -> int: return sum(row[1] for row in self.looks)
+
+    @property
+    def where(self) -> tuple: return tuple(self.names.index(name) for name in self.wrt)
 
     @property
     def max_points(self) -> int: return sum(row[2] for row in self.looks)
@@ -678,15 +696,19 @@ def _bound(limits: dict):
     at_most(resource.RLIMIT_CORE, 0)
     at_most(resource.RLIMIT_CPU, int(limits["total_seconds"]) + 10)
 
-def _census(session: int) -> tuple:
-    "Linux: how many processes a session has, and the bytes that they hold in memory."
-    count = held = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                count, held = count + 1, held + int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    return count, held
+def _census(group: int) -> tuple:
+    "How many processes a session (on Linux) or process group has, and the bytes that they hold in memory."
+    rows = []
+    if sys.platform == "linux":
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                rows.append((int(fields[3]), int(fields[21]) * os.sysconf("SC_PAGE_SIZE")))
+    elif os.name == "posix":
+        lines = subprocess.run(["ps", "-A", "-o", "pgid=,rss="], capture_output=True, text=True).stdout.splitlines()
+        rows = [(int(line.split()[0]), int(line.split()[1]) * 1024) for line in lines]
+    held = [size for owner, size in rows if owner == group]
+    return len(held), sum(held)
 
 # %% ../nbs/20_grading.ipynb #c079
 def _settle(sock):
@@ -712,29 +734,44 @@ def _settle(sock):
     _bound(limits)
     _serve(sock)
 
+def _end_leftovers():
+    "Linux: ends what earlier workers have left behind, where no namespace did it; orphans come to the nursery."
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while children.exists() and (left := children.read_text().split()):
+        for child in left:
+            with contextlib.suppress(ProcessLookupError): os.kill(int(child), signal.SIGKILL)
+        time.sleep(0.01)
+
 def _nurse(control):
     "Linux: waits for sockets, and forks a worker for each."
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # whoever loses its parent becomes a child of this process
     importlib.import_module("torch.fx.experimental.symbolic_shapes")  # autograd wants it at its first use
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
-    while (handed := socket.recv_fds(control, 1, 1)[1]):
+    while handed := socket.recv_fds(control, 1, 1)[1]:
+        _end_leftovers()
         if os.fork() == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try: _settle(socket.socket(fileno=handed[0]))
             finally: os._exit(0)
         os.close(handed[0])
+    _end_leftovers()
 
 # %% ../nbs/20_grading.ipynb #c080
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
+_START = """import sys, socket
+sys.path += [p for p in {paths!r} if p not in sys.path]
+from llama_course import grading
+grading.load_exercises()
+grading.{task}(socket.{sock})"""
 _NURSERY = []  # the process and our end of its socket
 
 def _spawn(sock, task: str) -> subprocess.Popen:
     "A fresh Python, apart from this one in everything, that does `task` with the socket."
     windows = sys.platform == "win32"
     paths = [p for p in sys.path if os.path.isdir(p)] + [str(Path(sys.modules["llama_course"].__path__[0]).parent)]
-    code = (f"import sys, socket; sys.path += [p for p in {paths!r} if p not in sys.path]; "
-            f"from llama_course import grading; grading.load_exercises(); grading.{task}(socket.")
-    code += "fromshare(sys.stdin.buffer.read()))" if windows else f"socket(fileno={sock.fileno()}))"
+    ours = "fromshare(sys.stdin.buffer.read())" if windows else f"socket(fileno={sock.fileno()})"
+    code = _START.format(paths=paths, task=task, sock=ours)
     environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ} | {
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg", "USER": "learner"}
     how = {"stdin": subprocess.PIPE} if windows else {"stdin": subprocess.DEVNULL, "pass_fds": (sock.fileno(),)}
@@ -748,7 +785,8 @@ def _spawn(sock, task: str) -> subprocess.Popen:
 def _hand_over(sock) -> subprocess.Popen | None:
     "Gives one end of a socket to a new worker; its process, where the nursery does not look after it."
     if sys.platform != "linux": return _spawn(sock, "_settle")
-    if not _NURSERY or _NURSERY[0].poll() is not None:
+    if _NURSERY and _NURSERY[0].poll() is not None: _close_nursery()
+    if not _NURSERY:
         ours, theirs = socket.socketpair()
         _NURSERY[:] = _spawn(theirs, "_nurse"), ours
         theirs.close()
@@ -763,26 +801,27 @@ def _close_nursery():
         _NURSERY.clear()
 
 # %% ../nbs/20_grading.ipynb #c082
-class WorkerDied(Exception):
-    "A worker broke a limit or ended; the text says how."
-
 class _Worker:
     "A process that runs a learner's code, seen from the judge."
 
     def __init__(self, limits: Limits, deadline: float, folder: Path):
         self.limits, self.deadline, self.session = limits, deadline, 0
-        self.home = tempfile.mkdtemp(prefix="llama_course_")
-        self.sock, other = socket.socketpair()
-        self.process, self.handle, self.fenced = _hand_over(other), None, False
-        other.close()
-        hello, _ = self.ask(60, {**asdict(limits), "home": self.home, "folder": str(folder)})
-        self.session, self.pid, self.fenced = hello["session"], hello["pid"], hello["fenced"]
-        if self.fenced: self.handle = os.pidfd_open(self.pid)
+        self.process = self.handle = None
+        for attempt in range(3):  # the nursery may just have been ended by the last learner
+            self.home = tempfile.mkdtemp(prefix="llama_course_")
+            self.sock, other = socket.socketpair()
+            with other, contextlib.suppress(WorkerDied, OSError):
+                self.process = _hand_over(other)
+                other.close()
+                hello, _ = self.ask(60, {**asdict(limits), "home": self.home, "folder": str(folder)})
+                self.session = hello["session"]
+                if hello["fenced"]: self.handle = os.pidfd_open(hello["pid"])
+                return
+        raise UserError("no worker process starts; `python -c 'import llama_course.exercises.norm'` may say why")
 
     def ask(self, seconds: float, message: dict, tree=None) -> tuple:
         "The worker's reply. `WorkerDied` where it takes too long, breaks a limit, ends or talks nonsense."
-        now = time.monotonic()
-        self.seconds, self.until, self.next_look = seconds, min(now + seconds, self.deadline), now + 0.2
+        self.seconds, self.since, self.next_look = seconds, time.monotonic(), time.monotonic() + 0.2
         try:
             self.sock.settimeout(seconds)
             _send(self.sock, message, tree)
@@ -798,9 +837,9 @@ class _Worker:
 def _watch(self):
     "Called while the judge waits: raises where a limit is broken."
     now = time.monotonic()
-    if now > self.until:
-        raise WorkerDied("the notebook's time is up" if now > self.deadline else f"it took longer than {self.seconds:g} s")
-    if now > self.next_look and self.session and sys.platform == "linux":
+    if self.session and now > self.deadline: raise WorkerDied("the notebook's time is up")
+    if now > self.since + self.seconds: raise WorkerDied(f"it took longer than {self.seconds:g} s")
+    if now > self.next_look and self.session:
         self.next_look = now + 0.2
         count, held = _census(self.session)
         if count > self.limits.processes: raise WorkerDied(f"it started more than {self.limits.processes} processes")
@@ -822,18 +861,27 @@ def _close(self):
 _Worker.watch, _Worker.close = _watch, _close
 
 # %% ../nbs/20_grading.ipynb #c084
+def _observation(seen: dict, values: dict, n_args: int, n_grads: int) -> Observation:
+    "What a worker reported. It may be anything, so nothing is taken on trust; `ValueError` where it is no observation."
+    kinds = {"saved_bytes": int, "largest_tensor": int, "flops": int, "backward_flops": int, "error": str, "modified": list}
+    value, grads = values["value"], values["grads"]
+    sound = (all(isinstance(seen.get(name, kind()), kind) for name, kind in kinds.items())
+             and all(i in range(n_args) for i in seen.get("modified", []))
+             and (grads is None or isinstance(grads, list) and len(grads) == n_grads))
+    if not sound: raise ValueError("no observation")
+    counts = {name: seen.get(name, kind()) for name, kind in kinds.items()}
+    return Observation(value, grads, **counts | {"error": _tidy(counts["error"], 400)})
+
 def _proxy(worker: _Worker, exercise: Exercise) -> Callable:
     "`observe`, for an answer that lives in the worker."
     def watch(*args, wrt=(), cotangent=None) -> Observation:
         message = {"do": "observe", "name": exercise.name, "wrt": list(wrt)}
         seen, values = worker.ask(worker.limits.call_seconds, message, (list(args), cotangent))
-        if replaced := seen.pop("replaced"):
-            seen["error"] = f"the call replaces {replaced[0]}, which the judge counts with"
-        names = {"error": str, "modified": list, "saved_bytes": int, "largest_tensor": int, "flops": int, "backward_flops": int}
-        if not all(isinstance(seen.get(name, kind()), kind) for name, kind in names.items()):
+        try:
+            if seen["replaced"]: seen["error"] = f"the call replaces {seen['replaced'][0]}, which the judge counts with"
+            return _observation(seen, values, len(args), len(wrt))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise WorkerDied("what came back is no observation: it wrote to the judge's own channel")
-        seen["error"] = " ".join(seen.get("error", "").split())[:400]
-        return Observation(**{name: seen[name] for name in names if name in seen}, **values)
     return watch
 
 # %% ../nbs/20_grading.ipynb #c087
@@ -902,8 +950,8 @@ def _run_cells(self) -> bool:
             left = "only its definitions count" if self.how[number] == "definitions" else "it is left out"
             self.note(number, f"{died}; {left}")
             return False
-        self.note(number, str(reply.get("note", ""))[:400])
-        if reply.get("replaced"): self.note(number, f"it replaced {', '.join(reply['replaced'])[:200]}; the originals were put back")
+        self.note(number, _tidy(reply.get("note", "")))
+        if reply.get("replaced"): self.note(number, f"it replaced {_tidy(reply['replaced'])}; the originals were put back")
     return True
 
 _Run.run_cells = _run_cells
@@ -996,6 +1044,7 @@ def generate_exercises(
         for step in (steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.CheckCellMetadata, steps.ComputeChecksums,
                      steps.ClearHiddenTests, steps.ClearMarkScheme, steps.ComputeChecksums, steps.CheckCellMetadata):
             notebook, resources = step().preprocess(notebook, resources)
+        notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {})}  # not the version of one machine
         nbformat.validate(notebook)
         target = Path(exercises) / source.name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_course import data, safety
-from llama_course.data import (Document, Loader, Mixture, Shard, is_held_out, mix, sample, shakespeare, shuffled,
-                               split, standard_library, whole_parts, write_shard)
+from llama_course.data import (Document, Loader, Mixture, Shard, is_held_out, mix, sample, shakespeare,
+                               shuffled, split, standard_library, whole_parts, write_shard)
 from llama_course.safety import UserError
 
 
@@ -34,7 +34,8 @@ class Wide(Bytes):
 
 def stand_in(sequences, seq_len, base=0, rest=0):
     "A source whose tokens are their own positions."
-    return SimpleNamespace(tokens=base + np.arange(sequences * seq_len + 1 + rest), tokenizer="", path="stand-in")
+    tokens = base + np.arange(sequences * seq_len + 1 + rest)
+    return SimpleNamespace(tokens=tokens, tokenizer="", path="stand-in")
 
 
 def documents(*texts):
@@ -74,9 +75,10 @@ def test_standard_library_skips_and_counts(tmp_path, monkeypatch):
     (tmp_path / "b").mkdir()
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "config-3.11-x").mkdir()
-    for name, content in {"z.py": b"z = 1\r\n", "b/a.py": b"\xef\xbb\xbfa = 1\n", "b/latin.py": b"# \xe9\n", "b.py": b"",
-                          "_sysconfigdata_x.py": b"x", "site-packages/s.py": b"s", "config-3.11-x/c.py": b"c",
-                          "note.txt": b"t"}.items():
+    files = {"z.py": b"z = 1\r\n", "b/a.py": b"\xef\xbb\xbfa = 1\n", "b/latin.py": b"# \xe9\n", "b.py": b"",
+             "_sysconfigdata_x.py": b"x", "site-packages/s.py": b"s", "config-3.11-x/c.py": b"c",
+             "note.txt": b"t"}
+    for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     monkeypatch.setattr(data.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     skipped = []
@@ -112,13 +114,15 @@ def test_shard_holds_what_was_written(shard):
                                      + Bytes().encode("or not to be: żółć", True, True))
     assert shard.tokens.dtype == np.uint16 and len(shard) == len(shard.tokens) == len(text.encode()) + 6
     assert shard.text_bytes == len(text.encode()) and shard.vocab_size == 258
-    assert shard.tokenizer == Bytes.fingerprint and Shard(shard.path, Bytes()).tokens.tolist() == shard.tokens.tolist()
+    assert shard.tokenizer == Bytes.fingerprint
+    assert Shard(shard.path, Bytes()).tokens.tolist() == shard.tokens.tolist()
     assert not shard.tokens.flags.writeable
 
 
 def test_large_vocabulary_takes_four_bytes(tmp_path):
     wide = write_shard(tmp_path / "w.bin", documents("abc"), Wide())
-    assert wide.tokens.dtype == np.uint32 and wide.tokens.tolist() == [99_999, 60_097, 60_098, 60_099, 99_998]
+    assert wide.tokens.dtype == np.uint32
+    assert wide.tokens.tolist() == [99_999, 60_097, 60_098, 60_099, 99_998]
 
 
 @settings(max_examples=40, deadline=None)
@@ -151,10 +155,10 @@ def test_every_truncation_and_any_addition_is_noticed(shard):
         Shard(shard.path)
 
 
-@pytest.mark.parametrize("content, message", [(b"", "not a token shard"), (b"PK\3\4" * 100, "not a token shard")])
-def test_foreign_files(tmp_path, content, message):
+@pytest.mark.parametrize("content", [b"", b"LLAMATOK", b"PK\3\4" * 100, bytes(1000)])
+def test_foreign_files(tmp_path, content):
     (tmp_path / "foreign").write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="foreign is not a token shard"):
         Shard(tmp_path / "foreign")
 
 
@@ -162,7 +166,8 @@ def test_missing_file_folder_and_wrong_tokenizer(tmp_path, shard):
     for path in (tmp_path / "missing.bin", tmp_path):
         with pytest.raises(UserError, match="cannot read the shard"):
             Shard(path)
-    with pytest.raises(UserError, match=f"another tokenizer .*{Bytes.fingerprint[:8]}.*{Wide.fingerprint[:8]}"):
+    theirs, yours = Bytes.fingerprint[:8], Wide.fingerprint[:8]
+    with pytest.raises(UserError, match=f"another tokenizer .*{theirs}.*{yours}"):
         Shard(shard.path, tokenizer=Wide())
 
 
@@ -278,8 +283,8 @@ def test_every_window_has_the_exact_counts(weights, seed, window):
 
 
 def test_table_1_is_kept_exactly():
-    table = {"CommonCrawl": 0.67, "C4": 0.15, "GitHub": 0.045, "Wikipedia": 0.045, "Books": 0.045, "ArXiv": 0.025,
-             "StackExchange": 0.02}
+    table = {"CommonCrawl": 0.67, "C4": 0.15, "GitHub": 0.045, "Wikipedia": 0.045, "Books": 0.045,
+             "ArXiv": 0.025, "StackExchange": 0.02}
     parts = whole_parts(table)
     assert list(parts.values()) == [134, 30, 9, 9, 9, 5, 4] and list(parts) == list(table)
     mixture = Mixture(dict.fromkeys(table, 100), table)
@@ -309,7 +314,8 @@ def test_rows_do_not_depend_on_how_they_are_asked_for(weights, ends):
     start, stop = sorted(ends)
     whole = make_mixture(weights).rows(0, 5000)
     part = make_mixture(weights).rows(start, stop)
-    assert part[0].tolist() == whole[0][start:stop].tolist() and part[1].tolist() == whole[1][start:stop].tolist()
+    assert part[0].tolist() == whole[0][start:stop].tolist()
+    assert part[1].tolist() == whole[1][start:stop].tolist()
 
 
 def test_epochs_are_what_was_seen():
@@ -321,25 +327,31 @@ def test_epochs_are_what_was_seen():
 
 
 def test_epochs_of_table_1():
-    table = {"CommonCrawl": (0.67, 1.10), "C4": (0.15, 1.06), "GitHub": (0.045, 0.64), "Wikipedia": (0.045, 2.45),
-             "Books": (0.045, 2.23), "ArXiv": (0.025, 1.06), "StackExchange": (0.02, 1.03)}
+    table = {"CommonCrawl": (0.67, 1.10), "C4": (0.15, 1.06), "GitHub": (0.045, 0.64),
+             "Wikipedia": (0.045, 2.45), "Books": (0.045, 2.23), "ArXiv": (0.025, 1.06),
+             "StackExchange": (0.02, 1.03)}
     unique = {name: 1.4e12 * share / epochs for name, (share, epochs) in table.items()}
     assert round(sum(unique.values()) / 1e12, 2) == 1.26
-    mixture = Mixture({name: int(n / 2048) for name, n in unique.items()}, {n: share for n, (share, _) in table.items()})
+    sequences = {name: int(n / 2048) for name, n in unique.items()}
+    mixture = Mixture(sequences, {name: share for name, (share, _) in table.items()})
     ours = mixture.epochs(round(1.4e12 / 2048))
-    assert {name: round(n, 2) for name, n in ours.items()} == {name: epochs for name, (_, epochs) in table.items()}
+    assert {name: (table[name][0], round(n, 2)) for name, n in ours.items()} == table
 
 
 def test_seeds_give_different_orders_and_names_do_not_depend_on_their_order():
-    assert make_mixture([1, 1], 0).rows(0, 500)[1].tolist() != make_mixture([1, 1], 1).rows(0, 500)[1].tolist()
+    one, two = (make_mixture([1, 1], seed).rows(0, 500) for seed in (0, 1))
+    assert one[0].tolist() != two[0].tolist() and one[1].tolist() != two[1].tolist()
+    a, b = (mixture.rows(0, 500)[1].tolist() for mixture in (make_mixture([1], 0), make_mixture([1], 1)))
+    assert a != b
     ab = Mixture({"a": 5, "b": 6}, {"a": 0.3, "b": 0.7}).rows(0, 99)
     ba = Mixture({"b": 6, "a": 5}, {"b": 0.7, "a": 0.3}).rows(0, 99)
     assert all((x == y).all() for x, y in zip(ab, ba))
 
 
 @pytest.mark.parametrize("proportions, message", [
-    ({"a": 0.5, "b": 0.4}, "sum to 0.9"), ({"a": 1.5, "b": -0.5}, "none negative"), ({"a": float("nan"), "b": 1}, "nan"),
-    ({"a": 1.0}, "names must agree"), ({"a": 0.5, "b": 0.3, "c": 0.2}, "names must agree"),
+    ({"a": 0.5, "b": 0.4}, "sum to 0.9"), ({"a": 1.5, "b": -0.5}, "none negative"),
+    ({"a": float("nan"), "b": 1}, "nan"), ({"a": 1.0}, "names must agree"),
+    ({"a": 0.5, "b": 0.3, "c": 0.2}, "names must agree"),
     ({"a": 1 - 1e-5, "b": 1e-5}, "too small")])
 def test_wrong_proportions(proportions, message):
     with pytest.raises(UserError, match=message):
@@ -384,7 +396,8 @@ def test_the_order_of_a_seed_never_changes():
     assert make_loader(seed=1).batch(0)[:, 0].tolist() == [
         456, 1000480, 824, 736, 872, 1000488, 1000040, 360, 656, 776, 624, 904, 1000576, 416, 1000184, 216]
     assert make_loader(seed=1).batch(500)[:, 0].tolist() == [
-        248, 456, 448, 128, 1000192, 1000616, 1000240, 320, 464, 184, 1000360, 584, 616, 1000448, 1000632, 296]
+        248, 456, 448, 128, 1000192, 1000616, 1000240, 320, 464, 184, 1000360, 584, 616, 1000448, 1000632,
+        296]
 
 
 def test_every_token_is_a_target_once_an_epoch():

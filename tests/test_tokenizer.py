@@ -10,15 +10,15 @@ import sentencepiece as spm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llama_course.data import sample, shakespeare, split, standard_library, write_shard
+from llama_course.data import Document, Shard, sample, shakespeare, split, standard_library, write_shard
 from llama_course.safety import UserError, fingerprint
 from llama_course.tokenizer import GUARD, META, SETTINGS, Tokenizer, training_lines
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)  # any Unicode text without surrogates
 # and text in which the difficult characters meet each other often
-KNOTS = st.lists(st.sampled_from([" ", "  ", "\n", "\t", "\r", "\0", META, GUARD, "▅", "a", "the", "THE", "0", "42", "é",
-                                  "e\u0301", "ż", "字", "🦙", "\u200d", "<s>", "</s>", "<unk>", "<0x41>", "\ufeff", "."]),
-                 max_size=20).map("".join)
+SPECIAL = [" ", "  ", "\n", "\t", "\r", "\0", META, GUARD, "▅", "a", "the", "THE", "0", "42", "é",
+           "e\u0301", "ż", "字", "🦙", "\u200d", "<s>", "</s>", "<unk>", "<0x41>", "\ufeff", "."]
+KNOTS = st.lists(st.sampled_from(SPECIAL), max_size=20).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,9 @@ def tokenizer(texts, tmp_path_factory):
 def prefixed(texts, tmp_path_factory):
     "A model made elsewhere, with the space that SentencePiece puts before every text by default."
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(training_lines(texts[0], 300_000)), model_writer=model,
-                                   vocab_size=800, **{**SETTINGS, "add_dummy_prefix": True})
+    lines = iter(training_lines(texts[0], 300_000))
+    spm.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=800,
+                                   **{**SETTINGS, "add_dummy_prefix": True})
     path = tmp_path_factory.mktemp("prefixed") / "tokenizer.model"
     path.write_bytes(model.getvalue())
     return Tokenizer.load(path)
@@ -134,7 +135,8 @@ def theirs(tokenizer):
     from transformers.tokenization_utils_base import generate_merges
 
     vocabulary = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
-    return transformers.LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary), add_prefix_space=False)
+    merges = generate_merges(vocabulary)
+    return transformers.LlamaTokenizer(vocab=vocabulary, merges=merges, add_prefix_space=False)
 
 
 @settings(max_examples=300, deadline=None)
@@ -155,8 +157,10 @@ def test_the_same_texts_give_the_same_file(texts, tmp_path):
     some = texts[0][:2]
     models = [Tokenizer.train(some, 500, tmp_path / name / "tokenizer.model") for name in ("a", "b")]
     code = ("import sys; from llama_course.tokenizer import Tokenizer; from llama_course.data import *;"
-            "print(Tokenizer.train([d.text for d in split(shakespeare())[0][:2]], 500, sys.argv[1]).fingerprint)")
-    other = subprocess.run([sys.executable, "-c", code, tmp_path / "c.model"], capture_output=True, text=True, check=True)
+            "texts = [d.text for d in split(shakespeare())[0][:2]];"
+            "print(Tokenizer.train(texts, 500, sys.argv[1]).fingerprint)")
+    command = [sys.executable, "-c", code, tmp_path / "c.model"]
+    other = subprocess.run(command, capture_output=True, text=True, check=True)
     assert len({m.fingerprint for m in models} | {other.stdout.strip(), fingerprint(models[0].path)}) == 1
     assert other.stderr == ""  # SentencePiece keeps quiet
     assert Tokenizer.train(some[:1], 500, tmp_path / "d.model").fingerprint != models[0].fingerprint
@@ -173,13 +177,18 @@ def test_training_lines(texts, max_bytes):
 
 
 def test_very_long_lines_are_learnt_from():
-    assert all(len(line.encode()) < SETTINGS["max_sentence_length"] for line in training_lines(["字" * 10**5], 10**9))
+    lines = training_lines(["字" * 10**5], 10**9)
+    assert "".join(lines) == "字" * 10**5
+    assert max(len(line.encode()) for line in lines) < SETTINGS["max_sentence_length"]
 
 
 def test_training_leaves_nothing_behind_when_it_fails(tmp_path):
-    for texts, size, message in ((["To be, or not to be"], 4096, "choose at most 2[0-9]+, or add text"),
-                                 (["To be, or not to be"], 100, "choose more than 2[0-9]+"),
-                                 ([], 4096, "no text"), ([""], 4096, "no text"), (["x"], -1, "cannot make")):
+    mistakes = [(["To be, or not to be"], 4096, "choose at most 2[0-9]+, or add text"),
+                (["To be, or not to be"], 100, "choose more than 2[0-9]+"),
+                ("To be, or not to be", 300, "put it into a list"),
+                (["a", "b\ud800"], 300, "half of a surrogate pair"),
+                ([], 4096, "no text"), ([""], 4096, "no text"), (["x"], -1, "cannot make")]
+    for texts, size, message in mistakes:
         with pytest.raises(UserError, match=message):
             Tokenizer.train(texts, size, tmp_path / "tokenizer.model")
     assert list(tmp_path.iterdir()) == []
@@ -210,8 +219,6 @@ def test_surrogates_are_refused(tokenizer, before, half, after):
 
 
 def test_a_document_with_a_surrogate_is_named(tokenizer, tmp_path):
-    from llama_course.data import Document
-
     with pytest.raises(UserError, match="web/page 7: character 1"):
         write_shard(tmp_path / "a.bin", [Document("web", "page 7", "x\ud800")], tokenizer)
 
@@ -238,7 +245,8 @@ def test_a_damaged_model_is_refused_or_noticed_by_its_fingerprint(tokenizer, tmp
     good, chance = tokenizer.path.read_bytes(), random.Random(0)
     for _ in range(150):
         at = chance.randrange(len(good))
-        (tmp_path / "m").write_bytes(good[:at] + bytes([good[at] ^ 1 << chance.randrange(8)]) + good[at + 1 :])
+        flipped = bytes([good[at] ^ 1 << chance.randrange(8)])
+        (tmp_path / "m").write_bytes(good[:at] + flipped + good[at + 1 :])
         try:
             assert Tokenizer.load(tmp_path / "m").fingerprint != tokenizer.fingerprint
         except UserError:
@@ -249,17 +257,17 @@ def test_a_damaged_model_is_refused_or_noticed_by_its_fingerprint(tokenizer, tmp
                                     {"remove_extra_whitespaces": True}, {"bos_id": -1}])
 def test_models_that_lose_something_are_refused(texts, tmp_path, change):
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(training_lines(texts[0], 100_000)), model_writer=model,
-                                   vocab_size=600, **{**SETTINGS, **change})
+    lines = iter(training_lines(texts[0], 100_000))
+    spm.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=600,
+                                   **{**SETTINGS, **change})
     (tmp_path / "lossy.model").write_bytes(model.getvalue())
     with pytest.raises(UserError, match="lossy.model loses characters or has no BOS"):
         Tokenizer.load(tmp_path / "lossy.model")
 
 
 def test_shards_know_their_tokenizer(tokenizer, prefixed, tmp_path):
-    from llama_course.data import Document, Shard
-
-    shard = write_shard(tmp_path / "a.bin", [Document("web", "one", "zażółć\n"), Document("web", "two", "")], tokenizer)
+    documents = [Document("web", "one", "zażółć\n"), Document("web", "two", "")]
+    shard = write_shard(tmp_path / "a.bin", documents, tokenizer)
     assert tokenizer.decode(shard.tokens) == "zażółć\n" and shard.tokens.tolist()[-2:] == [1, 2]
     assert Shard(shard.path, tokenizer).vocab_size == 2000
     with pytest.raises(UserError, match="another tokenizer"):

@@ -1,0 +1,598 @@
+"""The judge: right answers pass, wrong ones are refused by name, and no notebook scores more than it is worth."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.models.llama import modeling_llama as hf
+
+from llama_course import grading
+from llama_course.grading import (LOOKS, Exercise, Limits, Observation, UserError, check, find_exercise, generate_exercises,
+                                  grade, gradescope, hint, judge, load_exercises, misfit, observe, tolerance)
+
+ROOT = Path(__file__).resolve().parent.parent
+EXERCISES = dict(load_exercises())
+TASKS = list(EXERCISES.values())
+MISTAKES = [(task, mistake) for task in TASKS for mistake in task.mistakes]
+QUICK = Limits(memory=1 << 30, cell_seconds=3, call_seconds=3, total_seconds=60)
+
+
+def name_of(thing):
+    return f"{thing[0].name}: {thing[1].name}".replace(" ", "_") if isinstance(thing, tuple) else thing.name
+
+
+# ---------------------------------------------------------------- the exercises themselves
+
+
+@pytest.mark.parametrize("task", TASKS, ids=name_of)
+def test_an_exercise_is_complete(task):
+    assert set(task.points) <= set(LOOKS) and "values" in task.points and task.max_points == 10
+    assert 2 <= len(task.hints) <= 4 and all(task.hints)
+    assert len(task.rights) >= 2 and len(task.mistakes) >= 6
+    assert len({mistake.name for mistake in task.mistakes}) == len(task.mistakes)
+    for mistake in task.mistakes:
+        assert mistake.remark and 1 <= mistake.hint <= len(task.hints)
+    assert bool(task.invariants) == ("invariant" in task.points) and bool(task.limits) == ("ledger" in task.points)
+    assert bool(task.wrt) == ("gradients" in task.points)
+    kinds = {other.kind for other in TASKS if other.chapter == task.chapter}
+    assert kinds == {"rebuild", "extend", "diagnose"}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 12345])
+@pytest.mark.parametrize("task", TASKS, ids=name_of)
+def test_right_answers_pass(task, seed):
+    for answer in task.rights:
+        report = check(answer, task.name, seed)
+        assert report.passed and report.points == report.max_points and report.messages == [], report
+
+
+@pytest.mark.parametrize("pair", MISTAKES, ids=name_of)
+def test_a_mistake_is_refused_by_its_name(pair):
+    task, mistake = pair
+    report = check(mistake.answer, task.name)
+    assert not report.passed and report.points < report.max_points
+    assert f'"{mistake.name}"' in report.messages[-1], report
+    assert mistake.remark in report.messages[-1] and f'hint("{task.name}", {mistake.hint})' in report.messages[-1]
+
+
+def test_each_look_is_needed():
+    refused_by = {row[0] for task, mistake in MISTAKES for row in check(mistake.answer, task.name).looks
+                  if row[3] == "failed"}
+    assert refused_by == set(LOOKS)
+
+
+def test_an_answer_in_other_words_is_named_too():
+    "The name comes from what the answer does: none of these is written as its mistake is."
+    def rms_norm(x, weight, eps):
+        root = torch.linalg.vector_norm(x.double(), dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return (x / (root + eps)).to(x.dtype) * weight
+    assert '"eps outside the root"' in check(rms_norm).messages[1]
+
+    def rope(x, positions, theta):
+        turn = torch.outer(torch.arange(x.shape[1]), 1 / theta ** (torch.arange(0, x.shape[-1], 2) / x.shape[-1]))
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(turn), turn)[:, None]).flatten(-2).to(x.dtype)
+    assert '"the positions are ignored"' in check(rope).messages[1]
+
+    hidden = []
+    def lean_rms_norm(x, weight, eps):
+        hidden.append(x.double() ** 2)
+        return checkpoint(EXERCISES["rms_norm"].rights[0], x, weight, eps, use_reentrant=False)
+    report = check(lean_rms_norm)
+    assert report.points == 6 and "saved_bytes" in report.messages[0]
+
+
+def test_no_mistake_is_named_where_none_fits():
+    def rms_norm(x, weight, eps): return 3 * x
+    report = check(rms_norm)
+    assert report.points == 0 and len(report.messages) == 1
+
+
+# ---------------------------------------------------------------- references, against others' code
+
+
+def test_rms_norm_reference_is_that_of_transformers():
+    norm = hf.LlamaRMSNorm(16, eps=1e-3)
+    x = torch.randn(3, 5, 16)
+    norm.weight.data = torch.rand(16)
+    ours = EXERCISES["rms_norm"].truth(x.double(), norm.weight.double(), 1e-3)
+    torch.testing.assert_close(ours.float(), norm(x), rtol=1e-6, atol=1e-6)
+    by_hand = x.double() / ((x.double() ** 2).mean(-1, keepdim=True) + 1e-3) ** 0.5 * norm.weight.double()
+    torch.testing.assert_close(ours, by_hand, rtol=1e-12, atol=0)
+
+
+def test_rope_reference_is_that_of_transformers():
+    x, positions, theta = torch.randn(2, 5, 3, 8, dtype=torch.float64), torch.tensor([9, 0, 4, 1, 33]), 500.0
+    angle = torch.outer(positions.double(), theta ** (-torch.arange(0, 8, 2).double() / 8)).repeat(1, 2)
+    halves = torch.cat((x[..., 0::2], x[..., 1::2]), -1)
+    theirs, _ = hf.apply_rotary_pos_emb(halves, halves, angle.cos()[None], angle.sin()[None], unsqueeze_dim=2)
+    theirs = torch.stack(theirs.chunk(2, -1), -1).flatten(-2)
+    torch.testing.assert_close(EXERCISES["rope"].truth(x, positions, theta), theirs)
+    shifted = EXERCISES["rope"].truth(x, positions + 4, theta).transpose(1, 2)
+    moved = EXERCISES["shift_keys"].truth(EXERCISES["rope"].truth(x, positions, theta).transpose(1, 2), 4, theta)
+    torch.testing.assert_close(moved, shifted)
+
+
+def test_decode_reference_is_causal_attention():
+    turn, truth = EXERCISES["rope"].truth, EXERCISES["decode_step"].truth
+    q, k, v = torch.randn(3, 2, 6, 2, 8, dtype=torch.float64)  # (B, T, H, Q)
+    q_turned, k_turned = (turn(t, torch.arange(6), 100.0).transpose(1, 2) for t in (q, k))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    whole = F.scaled_dot_product_attention(q_turned, k_turned, v, is_causal=True)
+    last = truth(q[:, :, 5:], k[:, :, 5:], v[:, :, 5:], k_turned[:, :, :5], v[:, :, :5], 100.0)
+    torch.testing.assert_close(last, whole[:, :, 5:])
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_the_tolerance_follows_from_the_dtype():
+    want = torch.tensor([[2.0, -8.0], [0.5, 0.0]], dtype=torch.float64)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        eps = torch.finfo(dtype).eps
+        assert tolerance(want, dtype).flatten().tolist() == [8 * eps * 8, 8 * eps * 0.5]
+        assert not misfit(want.to(dtype) * (1 + eps), want, dtype)
+        assert misfit((want * (1 + 20 * eps)).to(dtype), want, dtype)
+
+
+def test_neither_lenient_nor_petty():
+    want = torch.randn(50, 64, dtype=torch.float64)
+    assert not misfit((want + 1.5e-8).float(), want, torch.float32)  # refused by a bitwise comparison
+    assert "error 0.009" in misfit((want + 0.009).float(), want, torch.float32)  # passes a tolerance of 0.01
+    assert misfit(want.float() * torch.nan, want, torch.float32) and misfit(want.float() / 0, want, torch.float32)
+
+
+@pytest.mark.parametrize("got, want, text", [
+    (None, torch.ones(2), "no `return`"), ([1.0, 1.0], torch.ones(2), "a tensor is expected"),
+    (torch.ones(3), torch.ones(2), "(3,) float32 came back, (2,) float32"),
+    (torch.ones(2).double(), torch.ones(2), "float64 came back, (2,) float32"),
+    (torch.tensor([1, 2]), torch.tensor([1, 3]), "2 came back at (1,), 3 is expected"),
+    (torch.ones(2), (torch.ones(2), 1), "2 results are expected"), ((1, 2), (1, 3), "result 1: 2 came back"),
+    ({"a": 1}, {"b": 1}, "is expected"), (True, 1, "True came back"), (0.31, 0.3, "0.31 came back"), ("a", "b", "'b' is expected"),
+    (torch.tensor(1.0), 1.0, "is expected"),
+])
+def test_a_misfit_is_said_in_words(got, want, text):
+    assert text in misfit(got, want)
+    assert misfit(want, want) == ""
+
+
+# ---------------------------------------------------------------- observing
+
+
+class Stash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): ctx.secret = x * 2; return x.sum()
+    @staticmethod
+    def backward(ctx, grad): return grad.expand(1000)
+
+
+KEPT = []
+
+
+@pytest.mark.parametrize("answer, bytes_kept", [
+    (lambda x: x.exp(), 0), (lambda x: x.exp().sum(), 4000), (lambda x: x.sin(), 0), (lambda x: x.sin().cos(), 4000),
+    (lambda x: (x.double() ** 2).sum(), 8000), (Stash.apply, 4000), (lambda x: KEPT.append(x + 1) or x * 1, 4000),
+    (lambda x: checkpoint(lambda x: x.sin().cos().exp(), x, use_reentrant=False, preserve_rng_state=False), 0),
+    (lambda x: x.view(10, 100).T.reshape(-1).sum(), 0),
+])
+def test_bytes_that_are_kept_are_counted_wherever_they_are_kept(answer, bytes_kept):
+    KEPT.clear()
+    seen = observe(answer, torch.ones(1000), wrt=(0,))
+    assert not seen.error and seen.saved_bytes == bytes_kept
+
+
+def test_largest_tensor_and_flops():
+    x = torch.randn(32, 8)
+    seen = observe(lambda x: (x @ x.T).softmax(-1) @ x, x, wrt=(0,), cotangent=torch.ones(32, 8))
+    assert seen.largest_tensor == 32 * 32 and seen.flops == 2 * 2 * 32 * 32 * 8 and seen.backward_flops > seen.flops
+    assert observe(lambda x: x.expand(1000, 32, 8).sum(0), x).largest_tensor < 1000 * 32 * 8  # a view is not made
+    assert observe(lambda x: x[None].repeat(9, 1, 1), x).largest_tensor == 9 * 32 * 8
+
+
+def test_what_the_judge_gave_stays_its_own():
+    x = torch.ones(3)
+    assert observe(lambda x: x.mul_(2), x, wrt=(0,)).modified == [0]
+    assert observe(lambda x: x.data.mul_(2), x).modified == [0]
+    assert observe(lambda x, y: y, x, torch.zeros(2)).modified == []
+    assert x.tolist() == [1, 1, 1]
+
+
+def test_errors_are_one_line_with_the_line_of_the_answer():
+    def answer(x):
+        "first line"
+        return x @ torch.ones(7)
+    error = observe(answer, torch.ones(3)).error
+    assert error.startswith("RuntimeError: ") and "(line " in error and "test_grading.py" in error and "\n" not in error
+    assert observe(lambda x: sys.exit(0), torch.ones(3)).error.startswith("SystemExit: 0")
+    assert "\x1b" not in observe(lambda x: [][0] if x is None else (_ for _ in ()).throw(ValueError("a\x1b[31m\nb")), x).error \
+        if (x := torch.ones(1)) is not None else None
+
+
+# ---------------------------------------------------------------- check, hint, report
+
+
+def test_messages_of_check():
+    def rms_norm(x, weight, eps): pass
+    assert "no `return`" in check(rms_norm).messages[0]
+    def rms_norm(x, weight, eps): return x.sum(-1) * weight[0]
+    assert "(3,) float64 came back, (3, 8) float64 is expected" in check(rms_norm).messages[0]
+    def rms_norm(x, weight, eps): raise NotImplementedError()
+    assert check(rms_norm).messages == ["values: there is no answer yet"]
+    def rms_norm(x, weight): return x
+    assert "TypeError" in check(rms_norm).messages[0]
+    def rms_norm(x, weight, eps): return F.rms_norm(x.mul_(1.5), x.shape[-1:], weight, eps)
+    assert "changes its argument `x` in place" in check(rms_norm).messages[0]
+    def rms_norm(x, weight, eps): return F.rms_norm(x.detach(), x.shape[-1:], weight, eps)
+    assert "no gradient reaches `x`" in check(rms_norm).messages[0]
+
+
+def test_a_report_shows_itself():
+    report = check(EXERCISES["rms_norm"].mistakes[0].answer, "rms_norm")
+    assert repr(report).startswith("rms_norm: 0 of 10 points\n") and "not reached" in repr(report)
+    assert "<table>" in report._repr_html_() and report.passed is False
+    evil = dataclasses.replace(report, messages=["<script>alert(1)</script>"])
+    assert "<script>" not in evil._repr_html_()
+    assert [row[:3] for row in report.looks] == [("values", 0, 4), ("gradients", 0, 2), ("invariant", 0, 2), ("ledger", 0, 2)]
+
+
+@pytest.mark.parametrize("call, text", [
+    (lambda: check(3), "not 3"), (lambda: check("rms_norm"), "takes a function"), (lambda: check(None), "takes a function"),
+    (lambda: check(lambda x: x), "<lambda>"), (lambda: check(print, "rmsnorm"), "there is rms_norm"),
+    (lambda: find_exercise("rope_"), "there is rope"), (lambda: hint("rope", 9), "from 1 to 4"), (lambda: hint("hop"), "no exercise"),
+])
+def test_bad_calls_are_told_in_one_line(call, text):
+    with pytest.raises(UserError) as error: call()
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_hints_are_staged():
+    first, last = hint("rms_norm"), hint("rms_norm", len(EXERCISES["rms_norm"].hints))
+    assert 'hint("rms_norm", 2)' in first and "hint(" not in last and repr(first) == str(first)
+
+
+def test_check_keeps_standard_error_clean(capsys):
+    def rope(x, positions, theta):
+        print("noise", file=sys.stderr)
+        return EXERCISES["rope"].rights[0](x, positions, theta)
+    assert check(rope).passed and capsys.readouterr().err == ""
+
+
+def test_a_broken_judge_is_noticed():
+    "A judge that accepts everything must not survive the tests above."
+    task = EXERCISES["rms_norm"]
+    lenient = dataclasses.replace(task, factor=1e9)
+    lenient.make_cases, lenient.truth = task.make_cases, task.truth
+    EXERCISES_OF_MODULE = grading.EXERCISES
+    EXERCISES_OF_MODULE["rms_norm"] = task  # replace() registered the lenient one
+    assert judge(lenient, lambda *a, **k: observe(task.mistakes[1].answer, *a, **k)).looks[0][1] == 4
+    assert not check(task.mistakes[1].answer, "rms_norm").passed
+
+
+# ---------------------------------------------------------------- whole notebooks
+
+
+NORM = """import torch
+def rms_norm(x, weight, eps):
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).type_as(x) * weight
+"""
+BLOCK = """import torch.nn.functional as F
+def pre_norm_block(x, w1, w2, g1, g2, eps):
+    h = x + F.rms_norm(x, g1.shape, g1, eps) @ w1
+    return h + F.rms_norm(h, g2.shape, g2, eps) @ w2
+"""
+WRONG = "def rms_norm(x, weight, eps): return x\n"
+
+
+def write(folder, *sources, name="answers.ipynb"):
+    cells = [{"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None, "id": f"c{i}"}
+             for i, source in enumerate(sources)]
+    path = Path(folder) / name
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def points(result):
+    return {row["name"]: row["points"] for row in result["exercises"]}
+
+
+def test_solutions_get_full_marks_and_exercises_none():
+    for folder, share in (("solutions", 1), ("exercises", 0)):
+        result = grade(ROOT / folder)
+        assert set(points(result)) == set(EXERCISES)
+        for row in result["exercises"]:
+            assert set(row) == {"name", "points", "max_points", "passed", "messages"}
+            assert row["points"] == share * row["max_points"] and row["passed"] == bool(share), row
+            assert bool(row["messages"]) != bool(share)
+
+
+# Each attack stands in a notebook with a right pre_norm_block, which must keep its ten points, and either a right or a
+# wrong rms_norm, which must get what it is worth.
+ATTACKS = {
+    "loops for ever": (NORM, "while True: pass", 10),
+    "loops after the definition, in the same cell": (NORM + "while True: pass", "", 10),
+    "os._exit": (NORM, "import os\nos._exit(0)", 10),
+    "os._exit after the definition, in the same cell": (NORM + "import os\nos._exit(0)", "", 10),
+    "sys.exit": (NORM, "import sys\nsys.exit(0)", 10),
+    "raises": (NORM, "1 / 0", 10),
+    "crashes in native code": (NORM, "import ctypes\nctypes.string_at(0)", 10),
+    "eats memory in torch": (NORM, "import torch\nx = []\nwhile True: x.append(torch.ones(1 << 25))", 10),
+    "eats memory in python": (NORM, "x = [0]\nwhile True: x = x + x", 10),
+    "endless recursion": (NORM, "import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()", 10),
+    "fills the disk": (NORM, "with open('big', 'wb') as f:\n  while True: f.write(bytes(1 << 20))", 10),
+    "leaves threads behind": (NORM, "import threading\ndef f():\n  while True: pass\n"
+                              "for _ in range(3): threading.Thread(target=f).start()", 10),
+    "waits for input": (NORM, "input('password?')", 10),
+    "writes to every descriptor": (NORM, "import os\nfor fd in range(3, 200):\n  try: os.write(fd, b'\\x00' * 999)\n"
+                                   "  except OSError: pass", 10),
+    "closes every descriptor": (NORM, "import os\nos.closerange(0, 200)", 10),
+    "ends its group": (NORM, "import os, signal\nos.killpg(0, signal.SIGKILL)", 10),
+    "ends everything it may": (NORM, "import os, signal\nif os.getpid() == 1: os.kill(-1, signal.SIGKILL)", 10),
+    "magics": (NORM, "%matplotlib inline\n!echo 10 points\nx = 1", 10),
+    "syntax error": (NORM, "def broken(:", 10),
+    "answer loops": ("def rms_norm(x, weight, eps):\n  while True: pass", "", 0),
+    "answer exits": ("import os\ndef rms_norm(x, weight, eps): os._exit(0)", "", 0),
+    "answer returns a monster": ("import torch\ndef rms_norm(x, weight, eps): return torch.ones(1 << 28)", "", 0),
+    "answer returns nonsense": ("def rms_norm(x, weight, eps):\n  a = []\n  for _ in range(99999): a = [a]\n  return a", "", 0),
+    "answer raises SystemExit": ("def rms_norm(x, weight, eps): raise SystemExit('10 of 10')", "", 0),
+    "prints success": (WRONG, "print('rms_norm: 10 of 10 points'); print('{\"points\": 10, \"passed\": true}')", 0),
+    "overwrites check": ("from llama_course import grading\ngrading.check = lambda f: 10", WRONG + "check = grading.check", 0),
+    "patches the judge": ("from llama_course import grading as g\n"
+                          "g.judge = g.misfit = g._find_fault = g._value_fault = lambda *a, **k: ''", WRONG, 0),
+    "patches observe": ("from llama_course import grading as g\ng.observe = g._observed = lambda *a, **k: ({'error': ''}, {})",
+                        WRONG, 0),
+    "patches the exercise": ("from llama_course.grading import EXERCISES\ntask = EXERCISES['rms_norm']\n"
+                             "task.truth = lambda x, weight, eps: x\ntask.make_cases = lambda seed: []\ntask.factor = 1e9",
+                             WRONG, 0),
+    "patches torch": ("import torch, torch.nn.functional as F\ntorch.allclose = torch.equal = lambda *a, **k: True\n"
+                      "F.rms_norm = lambda x, *a: x\ntorch.Tensor.__le__ = lambda *a: torch.tensor(True)", WRONG, 0),
+    "patches torch, right answer": ("import torch\ntorch.rsqrt = torch.Tensor.square = lambda *a, **k: 0", NORM, 10),
+    "equal to everything": (WRONG + "class Yes(float):\n  __eq__ = __le__ = __lt__ = lambda *a: True\n"
+                            "def rms_norm(x, weight, eps): return Yes()", "", 0),
+    "a tensor that lies": ("import torch\nclass Lie(torch.Tensor):\n  @classmethod\n"
+                           "  def __torch_function__(cls, f, types, args=(), kwargs=None): return True\n"
+                           "def rms_norm(x, weight, eps): return x.as_subclass(Lie)", "", 0),
+    "global modes": (NORM, "import torch\ntorch.set_grad_enabled(False)\ntorch.inference_mode().__enter__()\n"
+                     "torch.set_default_dtype(torch.float64)", 10),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_notebook_scores_what_its_answers_are_worth(attack, tmp_path, capfd):
+    first, second, worth = ATTACKS[attack]
+    before = torch.allclose, torch.Tensor.__le__, F.rms_norm, grading.judge, EXERCISES["rms_norm"].truth
+    result = grade(write(tmp_path, first, second, BLOCK), QUICK)
+    assert points(result) == {"rms_norm": worth, "lean_rms_norm": 0, "pre_norm_block": 10}, result
+    assert before == (torch.allclose, torch.Tensor.__le__, F.rms_norm, grading.judge, EXERCISES["rms_norm"].truth)
+    out, err = capfd.readouterr()
+    assert out == err == ""  # nothing of the learner's reaches the judge's output
+    assert all("\n" not in line for row in result["exercises"] for line in row["messages"] + result["notes"])
+
+
+def test_a_ledger_is_not_talked_down(tmp_path):
+    "The values are right, the memory is not: patching the counting, before or during the call, does not help."
+    greedy = "import torch\nKEPT = []\ndef answer(x, weight, eps):\n    KEPT.append(x.double() * 1)\n" \
+             "    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)\n"
+    early = ("import gc, torch\nfrom llama_course import grading\nfrom torch.multiprocessing import reductions\n"
+             "grading._Counter.kept = lambda self, result: 0\ngrading._Counter.storages = lambda self, tree: set()\n"
+             "reductions.StorageWeakRef.expired = lambda self: True\ntorch.UntypedStorage.nbytes = lambda self: 0\n"
+             "grading.observe.__code__ = (lambda *a, **k: None).__code__\n")
+    late = "from llama_course import grading\ndef lean_rms_norm(*a):\n    grading._Counter.kept = lambda *a: 0\n    return answer(*a)\n"
+    for sources, text in (((greedy, early, "lean_rms_norm = answer"), "saved_bytes"), ((greedy, late), "replaces")):
+        row = grade(write(tmp_path, *sources, BLOCK), QUICK)["exercises"][1]
+        assert row["name"] == "lean_rms_norm" and row["points"] <= 6 and text in row["messages"][0], row
+
+
+def running(marker):
+    "Whether a process with this text in its command line lives."
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if marker.encode() in line.read_bytes(): return True
+        except OSError: pass
+    return False
+
+
+def gone(marker, seconds=5):
+    end = time.monotonic() + seconds
+    while running(marker) and time.monotonic() < end: time.sleep(0.05)
+    return not running(marker)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture(params=["fenced", "without namespaces"])
+def fence(request, monkeypatch):
+    "Both ways in which Linux keeps a worker: with namespaces of its own, and without, as in some containers."
+    if request.param == "without namespaces":
+        monkeypatch.setattr(grading, "_START", grading._START.replace(
+            "grading.load_exercises()", "grading.load_exercises(); grading._fence = lambda home: False"))
+    grading._close_nursery()
+    yield request.param == "fenced"
+    grading._close_nursery()
+
+
+@linux
+def test_nothing_is_left_behind(fence, tmp_path):
+    "Children, also those that left the process group, end with the worker; a bomb is stopped; the judge is out of reach."
+    child = ("import subprocess\nsubprocess.Popen(['sleep', '7654321'])\n"
+             "subprocess.Popen(['sleep', '7654321'], start_new_session=True)")
+    bomb = "import os, time\nfor _ in range(150):\n  if os.fork() == 0: time.sleep(7654)\ntime.sleep(60)"
+    parent = "import os, signal\nif os.getppid() > 1: os.kill(os.getppid(), signal.SIGKILL)"
+    result = grade(write(tmp_path, NORM, child, bomb, parent, BLOCK), QUICK)
+    assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 10}, result
+    assert "more than 64 processes" in str(result["notes"])
+    grading._close_nursery()
+    assert gone("7654321")
+
+
+@linux
+def test_files_outside_its_folder_are_safe_where_the_kernel_helps(tmp_path):
+    worker = grading._Worker(QUICK, time.monotonic() + 30, tmp_path)
+    fenced = worker.handle is not None
+    worker.close()
+    if not fenced: pytest.skip("no namespaces here")
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    attack = (f"open({str(precious)!r}, 'w').write('yours')", f"import os; os.remove({str(precious)!r})",
+              "from llama_course import grading; open(grading.__file__, 'a').write('# bad')",
+              f"import ctypes; ctypes.CDLL(None).mount(b'tmpfs', {str(tmp_path).encode()!r}, b'tmpfs', 0, None)",
+              f"import os; os.kill({os.getpid()}, 9)", "open('own.txt', 'w').write('this is allowed')")
+    result = grade(write(tmp_path, NORM, *attack), QUICK)
+    assert precious.read_text() == "mine" and points(result)["rms_norm"] == 10
+    notes = str(result["notes"])
+    assert notes.count("Read-only file system") == 3 and "ProcessLookupError" in notes and "cell 7" not in notes
+
+
+def test_limits_are_those_that_were_asked_for(tmp_path):
+    start = time.monotonic()
+    result = grade(write(tmp_path, NORM, *["while True: pass"] * 9, BLOCK), Limits(cell_seconds=1, total_seconds=4))
+    assert time.monotonic() - start < 15 and "time is up" in str(result)
+    result = grade(write(tmp_path, *["while True: pass"] * 7, NORM, BLOCK), Limits(cell_seconds=0.3))
+    assert points(result)["rms_norm"] == 10  # broken often: run by its definitions
+
+
+def test_the_last_definition_counts(tmp_path):
+    assert points(grade(write(tmp_path, NORM, WRONG), QUICK))["rms_norm"] == 0
+    assert points(grade(write(tmp_path, WRONG, NORM), QUICK))["rms_norm"] == 10
+
+
+def test_cells_for_ipython_are_run_as_far_as_possible(tmp_path):
+    sources = ("%time x = 1\n!ls\nimport torch", "%%timeit\n" + WRONG, "%%bash\nexit 1", "print?\n" + NORM.replace("import torch\n", ""))
+    result = grade(write(tmp_path, *sources), QUICK)
+    assert points(result)["rms_norm"] == 10 and "left out" in str(result["notes"])
+
+
+def test_a_helper_beside_the_notebook_can_be_imported(tmp_path):
+    (tmp_path / "my_helpers.py").write_text(NORM)
+    assert points(grade(write(tmp_path, "from my_helpers import rms_norm"), QUICK))["rms_norm"] == 10
+
+
+def test_what_is_missing_is_said_with_the_path(tmp_path):
+    result = grade(write(tmp_path, NORM.replace("def rms_norm", "def rms_nrom"), BLOCK), QUICK)
+    message = result["exercises"][0]["messages"][0]
+    assert str(tmp_path / "answers.ipynb") in message and "found: pre_norm_block" in message
+
+
+def test_bad_paths_are_told_in_one_line(tmp_path):
+    empty, two, none = tmp_path / "empty", tmp_path / "two", tmp_path / "none"
+    for folder in (empty, two, none): folder.mkdir()
+    write(two, NORM, name="a.ipynb"), write(two, NORM, name="b.ipynb"), write(none, "def other(): pass")
+    files = {"text.ipynb": b"hello", "binary.ipynb": bytes(range(256)), "list.ipynb": b"[1]", "nocells.ipynb": b'{"a": 1}',
+             "old.ipynb": b'{"worksheets": [], "nbformat": 3}', "cells.ipynb": b'{"cells": [1]}', "deep.ipynb": b"[" * 10**6}
+    for name, data in files.items(): (tmp_path / name).write_bytes(data)
+    for path in (tmp_path / "missing.ipynb", empty, two, none, *(tmp_path / name for name in files)):
+        with pytest.raises(UserError) as error: grade(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_folder_of_notebooks(tmp_path):
+    write(tmp_path, NORM, name="norm.ipynb"), write(tmp_path, "x = 1", name="notes.ipynb")
+    write(tmp_path, (ROOT / "llama_course/exercises/rope.py").read_text() + "\nrope = rope.rights[1]", name="rope.ipynb")
+    result = grade(tmp_path, QUICK)
+    assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 0, "rope": 10, "shift_keys": 0, "decode_step": 0}
+    assert any("no exercise in it" in note for note in result["notes"])
+
+
+def test_a_broken_channel_is_no_danger():
+    "Bytes of any kind on the judge's socket raise what `ask` turns into WorkerDied."
+    good = io.BytesIO()
+    for data in (b"x" * 40, b"\xff" * 40, b"\0" * 15 + b"\2" + b"{}" * 99, b"\0" * 7 + b"\4" + b"\0" * 8 + b"null" * 9,
+                 b"\0" * 7 + b"\2" + b"\0" * 7 + b"\4{}\xff\xff\xff\xff", good.getvalue() + b"\0" * 40):
+        ours, theirs = socket.socketpair()
+        theirs.sendall(data), theirs.close()
+        with ours, pytest.raises(Exception): grading._receive(ours)
+    for seen, values in (({}, {}), ({"flops": "9"}, {"value": 1, "grads": None}), ({"modified": [7]}, {"value": 1, "grads": None}),
+                         ({}, {"value": 1, "grads": [1, 2]}), ({"error": 3}, {"value": 1, "grads": None})):
+        with pytest.raises((ValueError, KeyError)): grading._observation(seen, values, 2, 1)
+    assert grading._observation({}, {"value": 1, "grads": [None]}, 2, 1) == Observation(1, [None])
+
+
+def test_no_pickle():
+    "What a worker sends is never unpickled."
+    code = (ROOT / "llama_course/grading.py").read_text()
+    assert "pickle" not in code and "torch.load" not in code and "eval(" not in code
+
+
+# ---------------------------------------------------------------- formats for teachers
+
+
+def test_gradescope(tmp_path):
+    result = gradescope(grade(write(tmp_path, NORM, WRONG, BLOCK), QUICK))
+    json.dumps(result)
+    assert [(t["name"], t["score"], t["max_score"], t["status"]) for t in result["tests"]] == [
+        ("rms_norm", 0, 10, "failed"), ("lean_rms_norm", 0, 10, "failed"), ("pre_norm_block", 10, 10, "passed")]
+    assert all(t["output"] for t in result["tests"][:2])
+
+
+def test_exercises_are_what_the_solutions_generate(tmp_path):
+    first = generate_exercises(ROOT / "solutions", tmp_path / "a")
+    second = generate_exercises(ROOT / "solutions", tmp_path / "b")
+    assert [p.name for p in first] == sorted(p.name for p in (ROOT / "exercises").glob("*.ipynb"))
+    for one, other in zip(first, second):
+        assert one.read_bytes() == other.read_bytes() == (ROOT / "exercises" / one.name).read_bytes(), one.name
+        text = one.read_text()
+        assert "BEGIN SOLUTION" not in text and '"outputs": []' in text and "YOUR CODE HERE" in text
+    with pytest.raises(UserError): generate_exercises(tmp_path / "nothing", tmp_path / "c")
+
+
+def test_points_in_the_notebooks_are_those_of_the_exercises():
+    for path in (ROOT / "solutions").glob("*.ipynb"):
+        cells = [cell["metadata"].get("nbgrader", {}) for cell in json.loads(path.read_text())["cells"]]
+        graded = {meta["grade_id"]: meta["points"] for meta in cells if meta.get("grade")}
+        assert graded == {task.name: task.max_points for task in TASKS if task.chapter == path.stem}
+
+
+def test_nbgrader_gives_the_same_points(tmp_path, monkeypatch):
+    "nbgrader's own generate_assignment and autograde, on a solved, a half-solved and an empty notebook."
+    from nbgrader.api import Gradebook
+    from nbgrader.apps.api import NbGraderAPI
+    from traitlets.config import Config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    source = tmp_path / "source/week1"
+    source.mkdir(parents=True)
+    shutil.copy(ROOT / "solutions/04_norm.ipynb", source)
+    config = Config()
+    config.CourseDirectory.root = str(tmp_path)
+    config.ClearSolutions.enforce_metadata = config.Execute.timeout = 120
+    api = NbGraderAPI(config=config)
+    assert api.generate_assignment("week1")["success"]
+    released = json.loads((tmp_path / "release/week1/04_norm.ipynb").read_text())
+    ours = json.loads((ROOT / "exercises/04_norm.ipynb").read_text())
+    sources = lambda nb: [(cell["source"], cell["metadata"]) for cell in nb["cells"]]
+    assert sources(released) == sources(ours)  # nbgrader's release is our exercise notebook
+
+    solved = json.loads((ROOT / "solutions/04_norm.ipynb").read_text())
+    half = json.loads(json.dumps(ours))
+    for cell in half["cells"]:
+        grade_id = cell["metadata"].get("nbgrader", {}).get("grade_id")
+        if grade_id == "rms_norm_answer": cell["source"] = NORM
+        if grade_id == "lean_rms_norm_answer": cell["source"] = NORM.replace("rms_norm", "lean_rms_norm")
+    expected = {"anna": (solved, [10, 10, 10]), "ben": (half, [10, 6, 0]), "carl": (ours, [0, 0, 0])}
+    for student, (notebook, _) in expected.items():
+        folder = tmp_path / "submitted" / student / "week1"
+        folder.mkdir(parents=True)
+        (folder / "04_norm.ipynb").write_text(json.dumps(notebook))
+        result = api.autograde("week1", student)
+        assert result["success"], result["log"]
+    with Gradebook(f"sqlite:///{tmp_path}/gradebook.db") as book:
+        for student, (_, scores) in expected.items():
+            grades = book.find_submission_notebook("04_norm", "week1", student).grades
+            by_nbgrader = {g.name: g.auto_score for g in grades}
+            assert [by_nbgrader[n] for n in ("rms_norm", "lean_rms_norm", "pre_norm_block")] == scores
+            assert points(grade(tmp_path / "submitted" / student / "week1")) == by_nbgrader
