@@ -63,7 +63,6 @@ class Attention(nn.Module):
         cache=None,  # its update(k, v) adds (B, K, T, Q) and returns all keys and values so far, (B, K, S, Q)
     ) -> Tensor:  # (B, T, D)
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        q, k = apply_rotary(q, table), apply_rotary(k, table)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, Q), (B, K, T, Q)
+        q, k, v = (t.transpose(1, 2) for t in (apply_rotary(q, table), apply_rotary(k, table), v))
         if cache is not None: k, v = cache.update(k, v)
         return self.wo(attend(q, k, v).transpose(1, 2).flatten(-2))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOKS', 'EXERCISES', 'LARGEST_MESSAGE', 'tolerance', 'misfit', 'Observation', 'observe', 'Mistake', 'Limit',
            'Exercise', 'WorkerDied', 'Report', 'judge', 'load_exercises', 'find_exercise', 'Hint', 'hint', 'check',
-           'Limits', 'grade', 'gradescope', 'generate_exercises']
+           'refusals', 'plot_refusals', 'Limits', 'grade', 'gradescope', 'generate_exercises']
 
 # %% ../nbs/20_grading.ipynb #c002
 import ast
@@ -22,6 +22,8 @@ import json
 import linecache
 import os
 import pkgutil
+
+# %% ../nbs/20_grading.ipynb #c003
 import re
 import shutil
 import signal
@@ -48,7 +50,7 @@ from torch.utils.flop_counter import flop_registry
 
 from .safety import UserError
 
-# %% ../nbs/20_grading.ipynb #c009
+# %% ../nbs/20_grading.ipynb #c010
 def tolerance(
     want: Tensor,  # the reference, float64
     dtype: torch.dtype,  # of the answer
@@ -61,7 +63,7 @@ def tolerance(
         size = size.amax(-1, keepdim=True)
     return factor * limits.eps * size.clamp(min=limits.tiny)
 
-# %% ../nbs/20_grading.ipynb #c012
+# %% ../nbs/20_grading.ipynb #c013
 def _kind(thing) -> str:
     "A few words for any object."
     if isinstance(thing, Tensor):
@@ -88,7 +90,7 @@ def _tensor_misfit(got, want, dtype, factor) -> str:
     return (f"{got[place]:.6g} came back at {place}, {want[place]:.6g} is expected "
             f"(error {error[place]:.2g}, rounding explains {allowed[place]:.1g})")
 
-# %% ../nbs/20_grading.ipynb #c013
+# %% ../nbs/20_grading.ipynb #c014
 def misfit(
     got,  # what the answer returned: tensors, numbers, texts, or tuples, lists and dicts of these
     want,  # the same of the reference; tensors in float64
@@ -111,7 +113,7 @@ def misfit(
     same = isinstance(got, bool) == isinstance(want, bool) and not isinstance(got, Tensor) and got == want
     return "" if same else f"{_kind(got)} came back, {_kind(want)} is expected"
 
-# %% ../nbs/20_grading.ipynb #c020
+# %% ../nbs/20_grading.ipynb #c021
 class _Counter(TorchDispatchMode):
     "Sees every tensor that is made while it is on, the given ones excepted."
 
@@ -133,7 +135,7 @@ class _Counter(TorchDispatchMode):
         return out
 
     @classmethod
-    def _should_skip_dynamo(cls): return False  # else the first use imports the compiler, which takes two seconds
+    def _should_skip_dynamo(cls): return False  # else the first use imports the compiler: two seconds
 
     def kept(self, result) -> int:
         "Bytes that were made here and still live, other than the result's."
@@ -141,7 +143,7 @@ class _Counter(TorchDispatchMode):
         known = self.storages(result)
         return sum(size for ref, size in self.made.items() if not ref.expired() and ref not in known)
 
-# %% ../nbs/20_grading.ipynb #c023
+# %% ../nbs/20_grading.ipynb #c024
 @dataclass
 class Observation:
     "What the judge saw of one call."
@@ -154,6 +156,7 @@ class Observation:
     flops: int = 0  # of the forward pass, in matrix products, attention and convolutions
     backward_flops: int = 0
 
+# %% ../nbs/20_grading.ipynb #c025
 def _tidy(text, length: int = 300) -> str:
     "One line of printable characters."
     return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:length]
@@ -165,17 +168,27 @@ def _one_line(error: BaseException, answer=None) -> str:
     while trace:
         file = trace.tb_frame.f_code.co_filename
         if file.startswith("<cell") or file == home:
-            where = file.strip("<>") if file.startswith("<cell") else "the cell" if "ipykernel" in file else Path(file).name
+            where = "the cell" if "ipykernel" in file else Path(file).name.strip("<>")
             place = f" (line {trace.tb_lineno} of {where})"
         trace = trace.tb_next
     text = "the memory limit was reached" if "alloc_cpu" in str(error) else _tidy(error)
     return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
 
-# %% ../nbs/20_grading.ipynb #c024
+# %% ../nbs/20_grading.ipynb #c026
+def _with_gradients(function):
+    "The function, run with gradients on, whatever mode a notebook has left behind."
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+    return run
+
 def _plain_call(answer, *args):
     "How most answers are used."
     return answer(*args)
 
+# %% ../nbs/20_grading.ipynb #c027
+@_with_gradients
 def observe(
     answer: Callable,  # the function to watch
     *args,  # what it is called with; it gets copies
@@ -187,9 +200,9 @@ def observe(
     seen, args = Observation(), list(args)
     leaves = [args[i].detach().clone().requires_grad_() for i in wrt]
     copies = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, args)
-    for i, leaf in zip(wrt, leaves): copies[i] = leaf.clone()  # not a leaf: changing it in place is seen below
+    for i, leaf in zip(wrt, leaves): copies[i] = leaf.clone()  # no leaf, so it can be changed; see `modified`
     try:
-        with torch.enable_grad(), _Counter(copies) as counter:
+        with _Counter(copies) as counter:
             seen.value = call(answer, *copies)
         seen.saved_bytes, seen.flops = counter.kept((seen.value, copies)), counter.flops
         seen.modified = [i for i, (a, b) in enumerate(zip(args, copies)) if misfit(b, a, factor=0)]
@@ -199,7 +212,7 @@ def observe(
         seen.error = _one_line(error, answer)
     return seen
 
-# %% ../nbs/20_grading.ipynb #c025
+# %% ../nbs/20_grading.ipynb #c028
 def _gradients(value, leaves, cotangent, counter) -> list | None:
     "The gradient for each leaf, or None where the result hangs on none of them."
     pairs = [(v, c) for v, c in zip(tree_leaves(value), tree_leaves(cotangent))
@@ -210,7 +223,7 @@ def _gradients(value, leaves, cotangent, counter) -> list | None:
     with counter:
         return list(torch.autograd.grad(results, leaves, arriving, allow_unused=True))
 
-# %% ../nbs/20_grading.ipynb #c028
+# %% ../nbs/20_grading.ipynb #c031
 LOOKS = ("values", "gradients", "invariant", "ledger")
 EXERCISES = {}  # name of the function that answers it -> Exercise
 
@@ -227,7 +240,7 @@ class Limit(NamedTuple):
     sentence: str  # why the bound is what it is
     at_most: Callable  # at_most(*args) -> number
 
-# %% ../nbs/20_grading.ipynb #c029
+# %% ../nbs/20_grading.ipynb #c032
 @dataclass
 class Exercise:
     "One task, and all that the judge needs to know of it. Its parts are added by the decorators below."
@@ -255,7 +268,7 @@ class Exercise:
     @property
     def max_points(self) -> int: return sum(self.points.values())
 
-# %% ../nbs/20_grading.ipynb #c031
+# %% ../nbs/20_grading.ipynb #c034
 def _adder(name):
     "A method that is a decorator: it adds a function, and what is said of it, to the list `name`."
     def method(self, *facts):
@@ -282,7 +295,7 @@ Exercise.cases, Exercise.reference = _setter("make_cases"), _setter("truth")
 Exercise.invariant, Exercise.mistake, Exercise.limit = _adder("invariants"), _mistake, _limit
 Exercise.right = lambda self, function: self.rights.append(function) or function
 
-# %% ../nbs/20_grading.ipynb #c036
+# %% ../nbs/20_grading.ipynb #c039
 class _Case(NamedTuple):
     "Arguments, and the truth about them."
     args: tuple
@@ -310,7 +323,7 @@ def _case(exercise, args, seed) -> _Case:
     text = ", ".join(f"{name} {_kind(a)}" for name, a in zip(exercise.names, args))
     return _Case(tuple(args), truth, cotangent, dtype, exercise.factor * exercise.condition(*args), text)
 
-# %% ../nbs/20_grading.ipynb #c039
+# %% ../nbs/20_grading.ipynb #c042
 class WorkerDied(Exception):
     "The process in which an answer ran broke a limit or ended; the text says how. (Later in this chapter.)"
 
@@ -341,7 +354,7 @@ def _gradient_fault(exercise, case, seen) -> str:
             return f"gradient of `{name}`: {text}"
     return ""
 
-# %% ../nbs/20_grading.ipynb #c041
+# %% ../nbs/20_grading.ipynb #c044
 def _broken_law(exercise, watch) -> _Fault | None:
     "The first invariant that does not hold for the answer."
     def seen(*args, **how):
@@ -365,7 +378,7 @@ def _broken_limit(exercise, trial, seen) -> _Fault | None:
                 text = f"{limit.count} {count:,} with {case.text}; at most {most:,.0f}: {limit.sentence}"
                 return _Fault("ledger", text, limit.sentence, count / max(most, 1))
 
-# %% ../nbs/20_grading.ipynb #c043
+# %% ../nbs/20_grading.ipynb #c046
 _FAULTS = {"values": _value_fault, "gradients": _gradient_fault}
 
 def _find_fault(exercise, watch, trial) -> tuple:
@@ -379,7 +392,7 @@ def _find_fault(exercise, watch, trial) -> tuple:
     broken = "invariant" in exercise.points and _broken_law(exercise, watch)
     return broken or ("ledger" in exercise.points and _broken_limit(exercise, trial, seen)) or None, seen
 
-# %% ../nbs/20_grading.ipynb #c045
+# %% ../nbs/20_grading.ipynb #c048
 def _same_fault(look, ours: Observation, theirs: Observation, case) -> bool:
     "Whether two wrong answers went wrong in the same way."
     if ours.error or theirs.error or ours.modified or theirs.modified:
@@ -398,19 +411,22 @@ def _likeness(exercise, fault, trial, seen, failed, mistake) -> float:
     alike = 0
     for i in failed:
         theirs = watch(*trial[i].args, wrt=exercise.where, cotangent=trial[i].cotangent)
-        alike += bool(_FAULTS[fault.look](exercise, trial[i], theirs)) and _same_fault(fault.look, seen[i], theirs, trial[i])
+        wrong = _FAULTS[fault.look](exercise, trial[i], theirs)
+        alike += bool(wrong) and _same_fault(fault.look, seen[i], theirs, trial[i])
         if not alike: return 0.0  # not even the first
     return alike / len(failed)
 
+# %% ../nbs/20_grading.ipynb #c049
 def _suspect(exercise, fault, trial, seen) -> Mistake | None:
     "The named mistake that explains most of the fault, if it explains more than half."
     if fault.text == _NO_ANSWER: return None
-    failed = [i for i, case in enumerate(trial) if fault.look in _FAULTS and _FAULTS[fault.look](exercise, case, seen[i])]
+    look = _FAULTS.get(fault.look, lambda *_: False)
+    failed = [i for i, case in enumerate(trial) if look(exercise, case, seen[i])]
     likeness = [_likeness(exercise, fault, trial, seen, failed, m) for m in exercise.mistakes]
     best = max(range(len(likeness)), key=likeness.__getitem__, default=None)
     return exercise.mistakes[best] if best is not None and likeness[best] > 0.5 else None
 
-# %% ../nbs/20_grading.ipynb #c048
+# %% ../nbs/20_grading.ipynb #c052
 @dataclass
 class Report:
     "The judgement of one answer."
@@ -441,7 +457,7 @@ class Report:
         lines = "".join(cell("p", m) for m in self.messages)
         return f"<b>{html.escape(self.name)}</b><table>{table}</table>{lines}"
 
-# %% ../nbs/20_grading.ipynb #c049
+# %% ../nbs/20_grading.ipynb #c053
 def judge(
     exercise: Exercise,  # the task
     watch: Callable,  # observes the answer: watch(*args, wrt=, cotangent=) -> Observation
@@ -450,9 +466,10 @@ def judge(
     "The four looks at one answer, in order, up to the first that fails."
     trial = [_case(exercise, args, seed + i) for i, args in enumerate(exercise.make_cases(seed))]
     fault, seen = _find_fault(exercise, watch, trial)
+    counts = ", ".join(dict.fromkeys(limit.count for limit in exercise.limits))
     remarks = {"values": f"right in {len(trial)} cases", "gradients": f"right for {', '.join(exercise.wrt)}",
                "invariant": "; ".join(law[0] for law in exercise.invariants),
-               "ledger": ", ".join(dict.fromkeys(limit.count for limit in exercise.limits)) + " within the limits"}
+               "ledger": f"within the limits: {counts}"}
     rows, failed = [], False
     for look in (look for look in LOOKS if look in exercise.points):
         failed_here = fault is not None and fault.look == look
@@ -461,10 +478,11 @@ def judge(
         rows.append((look, 0 if failed else exercise.points[look], exercise.points[look], remark))
     messages = [f"{fault.look}: {fault.text}"] if fault else []
     if fault and (mistake := _suspect(exercise, fault, trial, seen)):
-        messages.append(f'This looks like "{mistake.name}": {mistake.remark} hint("{exercise.name}", {mistake.hint}) helps.')
+        advice = f'hint("{exercise.name}", {mistake.hint}) helps.'
+        messages.append(f'This looks like "{mistake.name}": {mistake.remark} {advice}')
     return Report(exercise.name, rows, messages)
 
-# %% ../nbs/20_grading.ipynb #c052
+# %% ../nbs/20_grading.ipynb #c056
 def load_exercises() -> dict:
     "All exercises of the course, by name."
     package = importlib.import_module("llama_course.exercises")
@@ -482,6 +500,7 @@ def find_exercise(
         raise UserError(f"no exercise is answered by a function called {name!r}; there is {', '.join(near)}")
     return EXERCISES[name]
 
+# %% ../nbs/20_grading.ipynb #c057
 class Hint(str):
     "A text that a notebook shows as text."
     def __repr__(self): return str(self)
@@ -492,12 +511,13 @@ def hint(
 ) -> Hint:
     "One hint for an exercise."
     exercise = find_exercise(getattr(name, "__name__", name))
-    if number not in range(1, len(exercise.hints) + 1):
-        raise UserError(f"{exercise.name} has {len(exercise.hints)} hints: give a number from 1 to {len(exercise.hints)}")
-    more = f' (there is more in hint("{exercise.name}", {number + 1}))' if number < len(exercise.hints) else ""
+    last = len(exercise.hints)
+    if number not in range(1, last + 1):
+        raise UserError(f"{exercise.name} has {last} hints: give a number from 1 to {last}")
+    more = f' (there is more in hint("{exercise.name}", {number + 1}))' if number < last else ""
     return Hint(exercise.hints[number - 1] + more)
 
-# %% ../nbs/20_grading.ipynb #c054
+# %% ../nbs/20_grading.ipynb #c059
 def check(
     answer: Callable,  # your function; its name says which exercise it answers
     name: str | None = None,  # the exercise, where the function is called otherwise
@@ -508,18 +528,45 @@ def check(
         raise UserError(f"check takes a function, as in check(rms_norm), not {_kind(answer)}")
     exercise = find_exercise(name or getattr(answer, "__name__", type(answer).__name__))
     watch = functools.partial(observe, answer, call=exercise.call)
-    with warnings.catch_warnings(), contextlib.redirect_stderr(sys.stdout):  # nbgrader counts stderr as a failure
+    with warnings.catch_warnings(), contextlib.redirect_stderr(sys.stdout):  # to nbgrader stderr is a failure
         warnings.simplefilter("ignore")
         return judge(exercise, watch, seed)
 
-# %% ../nbs/20_grading.ipynb #c061
+# %% ../nbs/20_grading.ipynb #c064
+def refusals(
+    exercise: Exercise,  # the task
+) -> list:  # rows (mistake, look that refused it, whether it was named)
+    "What the judge says to each named mistake of an exercise."
+    rows = []
+    for mistake in exercise.mistakes:
+        report = judge(exercise, functools.partial(observe, mistake.answer, call=exercise.call))
+        look = next((look for look, _, _, remark in report.looks if remark == "failed"), "nobody")
+        rows.append((mistake.name, look, any(f'"{mistake.name}"' in message for message in report.messages)))
+    return rows
+
+def plot_refusals(*exercises: Exercise):
+    "One row a mistake, one column a look: which look refuses it."
+    import matplotlib.pyplot as plt
+
+    rows = [(f"{task.name}: {name}", look) for task in exercises for name, look, _ in refusals(task)]
+    fig, ax = plt.subplots(figsize=(6.4, 0.8 + 0.2 * len(rows)))
+    for y, (_, look) in enumerate(rows):
+        at = LOOKS.index(look) if look in LOOKS else len(LOOKS)
+        ax.scatter(range(at), [-y] * at, marker="s", s=60, color="C2")
+        ax.scatter(at, -y, marker="X", s=60, color="C1")
+    ax.set(title="squares: passed, crosses: refused", xlim=(-0.5, 3.5), xticks=range(4), xticklabels=LOOKS)
+    ax.set_yticks([-y for y in range(len(rows))], [label for label, _ in rows], fontsize=7)
+    ax.grid(False)
+
+# %% ../nbs/20_grading.ipynb #c069
 LARGEST_MESSAGE = 1 << 28  # bytes
 
 def _pack(tree, tensors: dict):
     "A tree of plain values as JSON; its tensors go to `tensors`."
     if isinstance(tree, Tensor):
-        order = sorted(range(tree.dim()), key=lambda i: -tree.stride(i))  # so that a transposed tensor stays one
-        tensors[key := str(len(tensors))] = tree.detach().as_subclass(Tensor).permute(order).contiguous().clone()
+        order = sorted(range(tree.dim()), key=lambda i: -tree.stride(i))  # what is transposed stays so
+        key, plain = str(len(tensors)), tree.detach().as_subclass(Tensor)
+        tensors[key] = plain.permute(order).contiguous().clone()
         return {"tensor": key, "order": order}
     if tree is None or type(tree) in (bool, int, float, str):
         return {"is": tree}
@@ -529,17 +576,19 @@ def _pack(tree, tensors: dict):
         return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in tree.items()]}
     return {"bytes": tree.hex()} if isinstance(tree, bytes) else {"other": type(tree).__name__}
 
+# %% ../nbs/20_grading.ipynb #c070
 def _unpack(packed: dict, tensors: dict):
     "The tree again."
     (kind, thing), *rest = packed.items()
     if kind == "tensor":
         order = rest[0][1]
         return tensors[thing].permute([order.index(i) for i in range(len(order))])
-    if kind in ("tuple", "list"): return (tuple if kind == "tuple" else list)(_unpack(t, tensors) for t in thing)
+    if kind == "list": return [_unpack(t, tensors) for t in thing]
+    if kind == "tuple": return tuple(_unpack(t, tensors) for t in thing)
     if kind == "dict": return {_unpack(k, tensors): _unpack(v, tensors) for k, v in thing}
     return bytes.fromhex(thing) if kind == "bytes" else thing if kind == "is" else type(thing, (), {})()
 
-# %% ../nbs/20_grading.ipynb #c063
+# %% ../nbs/20_grading.ipynb #c072
 def _send(sock, message: dict, tree=None):
     "One message: two lengths, the JSON, the tensors."
     tensors = {}
@@ -566,7 +615,7 @@ def _receive(sock, watch: Callable = lambda: None) -> tuple:
     message, blob = json.loads(read(sizes[0])), read(sizes[1])
     return message, _unpack(message.pop("tree"), safetensors.torch.load(blob) if blob else {})
 
-# %% ../nbs/20_grading.ipynb #c066
+# %% ../nbs/20_grading.ipynb #c075
 def _python_only(source: str) -> tuple:
     "A cell without IPython's magics and shell lines, and a note if there were any."
     try:
@@ -578,11 +627,14 @@ def _python_only(source: str) -> tuple:
         return kept, "" if kept == source else "lines for IPython or the shell were left out"
 
 def _definitions_only(source: str) -> str:
-    "The imports, functions and classes of a cell."
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    tree = ast.parse(source)
-    return ast.unparse(ast.Module([node for node in tree.body if isinstance(node, kept)], []))
+    "The imports, functions and classes of a cell, and its assignments that call nothing."
+    def harmless(node):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            return not any(isinstance(part, ast.Call) for part in ast.walk(node))
+        return isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+    return ast.unparse(ast.Module([node for node in ast.parse(source).body if harmless(node)], []))
 
+# %% ../nbs/20_grading.ipynb #c076
 def _run_cell(module, number: int, source: str, whole: bool = True) -> str:
     "Runs one cell; a note where something is to be said."
     try:
@@ -595,18 +647,22 @@ def _run_cell(module, number: int, source: str, whole: bool = True) -> str:
     except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the next cell shall run
         return _one_line(error)
 
-# %% ../nbs/20_grading.ipynb #c069
+# %% ../nbs/20_grading.ipynb #c079
 def _guarded_spaces() -> list:
     "The modules and classes that counting relies on."
-    return [sys.modules[__name__], torch, torch.Tensor, torch.nn.functional, torch.autograd, torch.autograd.graph,
-            torch.autograd.Function, torch.utils._pytree, torch.utils._python_dispatch, TorchDispatchMode, _Counter,
-            Observation, StorageWeakRef, torch.UntypedStorage, safetensors.torch, json, struct, socket.socket, gc, inspect]
+    return [sys.modules[__name__], _Counter, Observation, TorchDispatchMode, StorageWeakRef,
+            torch.UntypedStorage, torch, torch.Tensor, torch.Storage, torch.nn.functional, torch.autograd,
+            torch.autograd.graph, torch.autograd.Function, torch.utils._pytree, torch.utils._python_dispatch,
+            safetensors.torch, socket.socket, json, struct, gc]
 
+# %% ../nbs/20_grading.ipynb #c080
 def _guard(spaces: list) -> Callable:
     "A function that puts everything back as it is now, and names what had changed."
-    kept = [(space, {k: v for k, v in vars(space).items() if isinstance(space, type) or callable(v)}) for space in spaces]
-    codes = [(f, f.__code__) for _, names in kept for f in names.values() if isinstance(f, types.FunctionType)]
-    look, put, drop, name_of = vars, setattr, delattr, lambda space: space.__name__
+    def worth(space): return {k: v for k, v in vars(space).items() if isinstance(space, type) or callable(v)}
+    kept = [(space, worth(space)) for space in spaces]
+    functions = [f for _, names in kept for f in names.values() if isinstance(f, types.FunctionType)]
+    codes, look, put, drop = [(f, f.__code__) for f in functions], vars, setattr, delattr
+    formulas = dict(flop_registry)
 
     def put_back() -> list:
         changed = []
@@ -620,11 +676,12 @@ def _guard(spaces: list) -> Callable:
             put(space, name, names[name]) if name in names else drop(space, name)
         replaced = [f for f, code in codes if f.__code__ is not code]
         for f, code in codes: f.__code__ = code
-        return [f"{name_of(space)}.{name}" for space, name in changed] + [f.__qualname__ for f in replaced]
+        if flop_registry != formulas: flop_registry.clear(), flop_registry.update(formulas)
+        return [f"{space.__name__}.{name}" for space, name in changed] + [f.__qualname__ for f in replaced]
 
     return put_back
 
-# %% ../nbs/20_grading.ipynb #c072
+# %% ../nbs/20_grading.ipynb #c083
 def _observed(main, message: dict, tree, call: Callable, watch: Callable) -> tuple:
     "One observation, as numbers and as a tree of values."
     args, cotangent = tree
@@ -651,7 +708,7 @@ def _serve(sock):
         try: send(sock, reply, values)
         except ValueError as error: send(sock, {**reply, "error": str(error)}, {"value": None, "grads": None})
 
-# %% ../nbs/20_grading.ipynb #c075
+# %% ../nbs/20_grading.ipynb #c086
 @dataclass
 class Limits:
     "What a notebook may use."
@@ -662,11 +719,11 @@ class Limits:
     processes: int = 64  # at the same time
 
 def _fence(home: bytes) -> bool:
-    "Linux: the next child has users, processes and mounts of its own, and writes to `home` alone. False where refused."
-    libc, new_namespaces = ctypes.CDLL(None, use_errno=True), 0x10000000 | 0x20000000 | 0x20000  # users, processes, mounts
-    if libc.unshare(new_namespaces):
+    "Linux: the next child has users, processes, mounts of its own, one writable folder. False if refused."
+    libc, users, processes, mounts = ctypes.CDLL(None), 0x10000000, 0x20000000, 0x20000
+    if libc.unshare(users | processes | mounts):
         return False
-    def flags(path, recursive, put, take):  # the system call mount_setattr, which the C library may not know yet
+    def flags(path, recursive, put, take):  # the system call mount_setattr; the C library may not know it yet
         libc.syscall(442, -100, path, recursive, ctypes.byref((ctypes.c_uint64 * 4)(put, take, 0, 0)), 32)
     libc.mount(home, home, None, 0x1000, None)  # bound to itself, so that it has flags of its own
     flags(b"/", 0x8000, 1, 0)  # read-only, and all below
@@ -679,7 +736,7 @@ def _give_up_rights():
     libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)
     libc.capset(ctypes.byref((ctypes.c_uint32 * 2)(0x20080522, 0)), ctypes.byref((ctypes.c_uint32 * 6)()))
 
-# %% ../nbs/20_grading.ipynb #c076
+# %% ../nbs/20_grading.ipynb #c087
 def _bound(limits: dict):
     "Limits that this process cannot raise again; on Windows there are none."
     try: import resource
@@ -691,11 +748,13 @@ def _bound(limits: dict):
 
     pages = Path("/proc/self/statm")
     if pages.exists():
-        at_most(resource.RLIMIT_AS, int(pages.read_text().split()[0]) * resource.getpagesize() + limits["memory"])
+        used = int(pages.read_text().split()[0]) * resource.getpagesize()
+        at_most(resource.RLIMIT_AS, used + limits["memory"])
     at_most(resource.RLIMIT_FSIZE, 64 << 20)
     at_most(resource.RLIMIT_CORE, 0)
     at_most(resource.RLIMIT_CPU, int(limits["total_seconds"]) + 10)
 
+# %% ../nbs/20_grading.ipynb #c088
 def _census(group: int) -> tuple:
     "How many processes a session (on Linux) or process group has, and the bytes that they hold in memory."
     rows = []
@@ -705,12 +764,12 @@ def _census(group: int) -> tuple:
                 fields = stat.read_text().rpartition(")")[2].split()
                 rows.append((int(fields[3]), int(fields[21]) * os.sysconf("SC_PAGE_SIZE")))
     elif os.name == "posix":
-        lines = subprocess.run(["ps", "-A", "-o", "pgid=,rss="], capture_output=True, text=True).stdout.splitlines()
-        rows = [(int(line.split()[0]), int(line.split()[1]) * 1024) for line in lines]
+        table = subprocess.run(["ps", "-A", "-o", "pgid=,rss="], capture_output=True, text=True).stdout
+        rows = [(int(owner), 1024 * int(size)) for owner, size in map(str.split, table.splitlines())]
     held = [size for owner, size in rows if owner == group]
     return len(held), sum(held)
 
-# %% ../nbs/20_grading.ipynb #c079
+# %% ../nbs/20_grading.ipynb #c091
 def _settle(sock):
     "Turns this process into a worker."
     limits, _ = _receive(sock)
@@ -718,47 +777,40 @@ def _settle(sock):
     for stream in (0, 1, 2): os.dup2(silence, stream)
     os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), limits["home"]))
     tempfile.tempdir = limits["home"]
-    os.chdir(limits["home"])
-    if linux: os.setsid()
-    fenced, session = linux and _fence(limits["home"].encode()), os.getpid()
+    if linux: os.setsid()  # a session of its own, so that it can be ended as a whole
+    fenced = linux and _fence(limits["home"].encode())
     if fenced and (child := os.fork()):  # a namespace of processes begins with the next child
-        _send(sock, {"session": session, "pid": child, "fenced": True})
+        _send(sock, {"session": child, "fenced": True})
         sock.close()
         _give_up_rights()
         os.waitpid(child, 0)
         os._exit(0)
-    if not fenced: _send(sock, {"session": session, "pid": session, "fenced": False})
+    if fenced: os.setsid()
+    else: _send(sock, {"session": os.getpid(), "fenced": False})
     if linux: _give_up_rights()
+    os.chdir(limits["home"])  # only now: before, this name meant the folder without its writable mount
     torch.set_num_threads(1)
     sys.path.append(limits["folder"])  # a notebook may import a file that lies beside it
     _bound(limits)
     _serve(sock)
 
-def _end_leftovers():
-    "Linux: ends what earlier workers have left behind, where no namespace did it; orphans come to the nursery."
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    while children.exists() and (left := children.read_text().split()):
-        for child in left:
-            with contextlib.suppress(ProcessLookupError): os.kill(int(child), signal.SIGKILL)
-        time.sleep(0.01)
-
+# %% ../nbs/20_grading.ipynb #c092
 def _nurse(control):
     "Linux: waits for sockets, and forks a worker for each."
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # whoever loses its parent becomes a child of this process
     importlib.import_module("torch.fx.experimental.symbolic_shapes")  # autograd wants it at its first use
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
     while handed := socket.recv_fds(control, 1, 1)[1]:
-        _end_leftovers()
         if os.fork() == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try: _settle(socket.socket(fileno=handed[0]))
             finally: os._exit(0)
         os.close(handed[0])
-    _end_leftovers()
 
-# %% ../nbs/20_grading.ipynb #c080
-_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
+# %% ../nbs/20_grading.ipynb #c093
+_KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")
+_SET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg",
+        "USER": "learner"}
 _START = """import sys, socket
 sys.path += [p for p in {paths!r} if p not in sys.path]
 from llama_course import grading
@@ -769,19 +821,20 @@ _NURSERY = []  # the process and our end of its socket
 def _spawn(sock, task: str) -> subprocess.Popen:
     "A fresh Python, apart from this one in everything, that does `task` with the socket."
     windows = sys.platform == "win32"
-    paths = [p for p in sys.path if os.path.isdir(p)] + [str(Path(sys.modules["llama_course"].__path__[0]).parent)]
+    package = Path(sys.modules["llama_course"].__path__[0])
     ours = "fromshare(sys.stdin.buffer.read())" if windows else f"socket(fileno={sock.fileno()})"
-    code = _START.format(paths=paths, task=task, sock=ours)
-    environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ} | {
-        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg", "USER": "learner"}
-    how = {"stdin": subprocess.PIPE} if windows else {"stdin": subprocess.DEVNULL, "pass_fds": (sock.fileno(),)}
-    process = subprocess.Popen([sys.executable, "-I", "-B", "-c", code], env=environment, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how)
+    paths = [p for p in sys.path if os.path.isdir(p)] + [str(package.parent)]
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-B", "-c", _START.format(paths=paths, task=task, sock=ours)],
+        env={name: os.environ[name] for name in _KEPT if name in os.environ} | _SET, start_new_session=True,
+        stdin=subprocess.PIPE if windows else subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, pass_fds=() if windows else (sock.fileno(),))
     if windows:
         process.stdin.write(sock.share(process.pid))
         process.stdin.close()
     return process
 
+# %% ../nbs/20_grading.ipynb #c094
 def _hand_over(sock) -> subprocess.Popen | None:
     "Gives one end of a socket to a new worker; its process, where the nursery does not look after it."
     if sys.platform != "linux": return _spawn(sock, "_settle")
@@ -800,7 +853,7 @@ def _close_nursery():
         _NURSERY[0].wait()
         _NURSERY.clear()
 
-# %% ../nbs/20_grading.ipynb #c082
+# %% ../nbs/20_grading.ipynb #c096
 class _Worker:
     "A process that runs a learner's code, seen from the judge."
 
@@ -815,25 +868,27 @@ class _Worker:
                 other.close()
                 hello, _ = self.ask(60, {**asdict(limits), "home": self.home, "folder": str(folder)})
                 self.session = hello["session"]
-                if hello["fenced"]: self.handle = os.pidfd_open(hello["pid"])
+                with contextlib.suppress(OSError, AttributeError):
+                    if hello["fenced"]: self.handle = os.pidfd_open(self.session)
                 return
-        raise UserError("no worker process starts; `python -c 'import llama_course.exercises.norm'` may say why")
+        raise UserError("no worker process starts; does `import llama_course.exercises.norm` work?")
 
-    def ask(self, seconds: float, message: dict, tree=None) -> tuple:
-        "The worker's reply. `WorkerDied` where it takes too long, breaks a limit, ends or talks nonsense."
-        self.seconds, self.since, self.next_look = seconds, time.monotonic(), time.monotonic() + 0.2
-        try:
-            self.sock.settimeout(seconds)
-            _send(self.sock, message, tree)
-            self.sock.settimeout(0.2)
-            return _receive(self.sock, self.watch)
-        except WorkerDied as died: reason = str(died)
-        except (EOFError, OSError): reason = "it ended its process (os._exit, a crash, or a limit of memory)"
-        except Exception: reason = "what came back is no message: it wrote to the judge's own channel"
-        self.close()
-        raise WorkerDied(reason)
+# %% ../nbs/20_grading.ipynb #c097
+def _ask(self, seconds: float, message: dict, tree=None) -> tuple:
+    "The worker's reply. `WorkerDied` where it takes too long, breaks a limit, ends or talks nonsense."
+    self.seconds, self.since, self.next_look = seconds, time.monotonic(), time.monotonic() + 0.2
+    try:
+        self.sock.settimeout(seconds)
+        _send(self.sock, message, tree)
+        self.sock.settimeout(0.2)
+        return _receive(self.sock, self.watch)
+    except WorkerDied as died: reason = str(died)
+    except (EOFError, OSError): reason = "it ended its process (os._exit, a crash, or a limit of memory)"
+    except Exception: reason = "what came back is no message: it wrote to the judge's own channel"
+    self.close()
+    raise WorkerDied(reason)
 
-# %% ../nbs/20_grading.ipynb #c083
+# %% ../nbs/20_grading.ipynb #c098
 def _watch(self):
     "Called while the judge waits: raises where a limit is broken."
     now = time.monotonic()
@@ -842,28 +897,39 @@ def _watch(self):
     if now > self.next_look and self.session:
         self.next_look = now + 0.2
         count, held = _census(self.session)
-        if count > self.limits.processes: raise WorkerDied(f"it started more than {self.limits.processes} processes")
-        if held > self.limits.memory + count * (1 << 29): raise WorkerDied("its processes used too much memory")
+        if count > self.limits.processes:
+            raise WorkerDied(f"it started more than {self.limits.processes} processes")
+        if held > self.limits.memory + count * (1 << 29):  # each of them has PyTorch in memory
+            raise WorkerDied("its processes used too much memory")
+
+# %% ../nbs/20_grading.ipynb #c099
+def _end_leftovers(home: str):
+    "Linux without namespaces: ends whatever still works in the worker's folder, in whatever session."
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(cwd).startswith(home): os.kill(int(cwd.parent.name), signal.SIGKILL)
 
 def _close(self):
     "Ends the worker and all that it started."
     with contextlib.suppress(OSError, AttributeError):
         if self.handle is not None:
-            signal.pidfd_send_signal(self.handle, signal.SIGKILL)  # the first of its namespace: the kernel ends the others
-            os.close(self.handle)
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)  # the kernel ends the rest of its namespace
         elif self.session:
             os.killpg(self.session, signal.SIGKILL)
+    if self.handle is not None: os.close(self.handle)
+    elif self.session: _end_leftovers(self.home)
     if self.process: self.process.kill(), self.process.wait()
     self.session, self.handle = 0, None
     self.sock.close()
     shutil.rmtree(self.home, ignore_errors=True)
 
-_Worker.watch, _Worker.close = _watch, _close
+_Worker.ask, _Worker.watch, _Worker.close = _ask, _watch, _close
 
-# %% ../nbs/20_grading.ipynb #c084
+# %% ../nbs/20_grading.ipynb #c100
 def _observation(seen: dict, values: dict, n_args: int, n_grads: int) -> Observation:
-    "What a worker reported. It may be anything, so nothing is taken on trust; `ValueError` where it is no observation."
-    kinds = {"saved_bytes": int, "largest_tensor": int, "flops": int, "backward_flops": int, "error": str, "modified": list}
+    "What a worker reported. Nothing is taken on trust: `ValueError` where it is no observation."
+    kinds = {"saved_bytes": int, "largest_tensor": int, "flops": int, "backward_flops": int,
+             "error": str, "modified": list}
     value, grads = values["value"], values["grads"]
     sound = (all(isinstance(seen.get(name, kind()), kind) for name, kind in kinds.items())
              and all(i in range(n_args) for i in seen.get("modified", []))
@@ -872,23 +938,25 @@ def _observation(seen: dict, values: dict, n_args: int, n_grads: int) -> Observa
     counts = {name: seen.get(name, kind()) for name, kind in kinds.items()}
     return Observation(value, grads, **counts | {"error": _tidy(counts["error"], 400)})
 
+# %% ../nbs/20_grading.ipynb #c101
 def _proxy(worker: _Worker, exercise: Exercise) -> Callable:
     "`observe`, for an answer that lives in the worker."
     def watch(*args, wrt=(), cotangent=None) -> Observation:
         message = {"do": "observe", "name": exercise.name, "wrt": list(wrt)}
         seen, values = worker.ask(worker.limits.call_seconds, message, (list(args), cotangent))
         try:
-            if seen["replaced"]: seen["error"] = f"the call replaces {seen['replaced'][0]}, which the judge counts with"
+            if seen["replaced"]:
+                seen["error"] = f"the call replaces {seen['replaced'][0]}, which the judge counts with"
             return _observation(seen, values, len(args), len(wrt))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise WorkerDied("what came back is no observation: it wrote to the judge's own channel")
     return watch
 
-# %% ../nbs/20_grading.ipynb #c087
+# %% ../nbs/20_grading.ipynb #c104
 class _Cells(NamedTuple):
     "What the judge needs of a notebook."
     path: Path
-    sources: list  # (number, source) of the code cells; nbgrader's test cells are left out, the judge does their work
+    sources: list  # (number, source) of the code cells, nbgrader's test cells left out: the judge is one
     claims: list  # names of the exercises that it has to do with
 
 def _read_notebook(path: Path) -> _Cells:
@@ -896,10 +964,10 @@ def _read_notebook(path: Path) -> _Cells:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no notebook that can be read ({type(error).__name__}): give a Jupyter .ipynb file")
+        raise UserError(f"{path} is no notebook ({type(error).__name__} on reading it): give an .ipynb file")
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise UserError(f"{path} is no notebook of format 4 (it has no cells): open and save it in JupyterLab")
+        raise UserError(f"{path} is no notebook of format 4, it has no cells: open and save it in JupyterLab")
     sources, marked = [], set()
     for number, cell in enumerate(cells, 1):
         source, meta = cell.get("source", ""), cell.get("metadata", {}).get("nbgrader", {})
@@ -908,10 +976,11 @@ def _read_notebook(path: Path) -> _Cells:
         if cell.get("cell_type") == "code" and not (meta.get("grade") and not meta.get("solution")):
             sources.append((number, source))
     code = "\n".join(source for _, source in sources)
-    defined = lambda name: re.search(rf"^(?:async +def|def|class) +{name}\b|^{name} *=|\bimport\b.*\b{name}\b", code, re.MULTILINE)
+    def defined(name):
+        return re.search(rf"^(?:def|class) +{name}\b|^{name} *=|\bimport\b.*\b{name}\b", code, re.MULTILINE)
     return _Cells(path, sources, [name for name in load_exercises() if name in marked or defined(name)])
 
-# %% ../nbs/20_grading.ipynb #c090
+# %% ../nbs/20_grading.ipynb #c107
 class _Run:
     "A notebook in a worker, begun again whenever a worker is lost."
 
@@ -920,14 +989,13 @@ class _Run:
         self.deadline = time.monotonic() + limits.total_seconds
         self.how = {number: "whole" for number, _ in cells.sources}
 
-    def start(self) -> _Worker:
-        "A worker in which the cells have run. `WorkerDied` where the notebook's time is up."
+    def start(self, bare: bool = False) -> _Worker:
+        "A worker that has run the cells; if bare, their definitions alone. `WorkerDied` if no time is left."
+        self.bare = bare
         for _ in range(2 * len(self.how) + 2):
             self.stop()
             self.worker = _Worker(self.limits, self.deadline, self.cells.path.resolve().parent)
             if self.run_cells(): return self.worker
-            if len(self.notes) > 4:  # a notebook that breaks this often is run by its definitions alone
-                self.how = {number: "definitions" if how == "whole" else how for number, how in self.how.items()}
         raise WorkerDied("no worker survived the cells of this notebook")
 
     def stop(self):
@@ -936,47 +1004,55 @@ class _Run:
     def note(self, number: int, text: str):
         if text: self.notes.setdefault((number, text), f"cell {number}: {text}")
 
-# %% ../nbs/20_grading.ipynb #c091
+# %% ../nbs/20_grading.ipynb #c108
 def _run_cells(self) -> bool:
-    "Runs the cells; False where one of them broke the worker, and it is cut down."
+    "Runs the cells; False where one of them broke the worker. Then it is cut down."
     for number, source in self.cells.sources:
         if self.how[number] == "nothing": continue
-        message = {"do": "cell", "number": number, "source": source, "whole": self.how[number] == "whole"}
+        whole = self.how[number] == "whole" and not self.bare
+        message = {"do": "cell", "number": number, "source": source, "whole": whole}
         try:
             reply, _ = self.worker.ask(self.limits.cell_seconds, message)
         except WorkerDied as died:
             if time.monotonic() > self.deadline: raise
-            self.how[number] = "definitions" if self.how[number] == "whole" else "nothing"
-            left = "only its definitions count" if self.how[number] == "definitions" else "it is left out"
-            self.note(number, f"{died}; {left}")
+            if self.bare: self.how[number] = "nothing"
+            elif whole and len(self.notes) < 5: self.how[number] = "definitions"
+            else: self.bare = True  # perhaps what an earlier cell has started: no cell is run as a whole
+            left_out = self.how[number] == "nothing"
+            self.note(number, f"{died}; {'it is left out' if left_out else 'only its definitions count'}")
             return False
         self.note(number, _tidy(reply.get("note", "")))
-        if reply.get("replaced"): self.note(number, f"it replaced {_tidy(reply['replaced'])}; the originals were put back")
+        if reply.get("replaced"):
+            names = _tidy(", ".join(reply["replaced"]))
+            self.note(number, f"it replaced {names}; the originals were put back")
     return True
 
 _Run.run_cells = _run_cells
 
-# %% ../nbs/20_grading.ipynb #c094
+# %% ../nbs/20_grading.ipynb #c111
 def _grade_answers(run: _Run, tasks: list, seed: int) -> dict:
-    "Exercise -> report or message, each judged in a worker that no other answer has broken."
+    "Exercise -> report, or a message, each judged in a worker that no other answer has broken."
     results, path = {}, run.cells.path
     try:
         found = run.start().ask(5, {"do": "names", "names": [task.name for task in tasks]})[0]["found"]
+        for task in tasks:
+            if task.name in found: results[task.name] = _judge_in(run, task, seed)
+            else:
+                others = ", ".join(found) or "none of its chapter"
+                results[task.name] = f"no function {task.name} in {path} (found: {others})"
     except WorkerDied as died:
-        return {task.name: f"{path}: {died}" for task in tasks}
-    for task in tasks:
-        if task.name not in found:
-            results[task.name] = f"no function {task.name} in {path} (found: {', '.join(found) or 'none of this chapter'})"
-            continue
-        try:
-            results[task.name] = judge(task, _proxy(run.worker, task), seed)
-        except WorkerDied as died:
-            results[task.name] = f"the call of {task.name} was ended: {died}"
-            try: run.start()
-            except WorkerDied as again:
-                return {t.name: f"{path}: {again}" for t in tasks} | results
+        return {task.name: f"{path}: {died}" for task in tasks} | results
     return results
 
+def _judge_in(run: _Run, task: Exercise, seed: int):
+    "The report on one answer. If the worker dies, a second try goes without whatever the cells have started."
+    for bare in (False, True):
+        try: return judge(task, _proxy(run.worker, task), seed)
+        except WorkerDied as died: message = f"the call of {task.name} was ended: {died}"
+        run.start(bare=not bare)
+    return message
+
+# %% ../nbs/20_grading.ipynb #c112
 def _grade_notebook(cells: _Cells, limits: Limits, seed: int) -> tuple:
     "Rows for the exercises of a notebook, and notes about it."
     chapters = {EXERCISES[name].chapter for name in cells.claims}
@@ -986,13 +1062,14 @@ def _grade_notebook(cells: _Cells, limits: Limits, seed: int) -> tuple:
     finally: run.stop()
     rows = []
     for task in tasks:
-        r = results[task.name]
-        report = r if isinstance(r, Report) else Report(task.name, [(look, 0, n, "") for look, n in task.points.items()], [r])
+        report = results[task.name]
+        if isinstance(report, str):
+            report = Report(task.name, [(look, 0, most, "") for look, most in task.points.items()], [report])
         rows.append({"name": task.name, "points": report.points, "max_points": report.max_points,
                      "passed": report.passed, "messages": report.messages})
     return rows, [f"{cells.path}: {note}" for note in run.notes.values()]
 
-# %% ../nbs/20_grading.ipynb #c095
+# %% ../nbs/20_grading.ipynb #c113
 def grade(
     path,  # a notebook, or a folder of notebooks
     limits: Limits = Limits(),  # of time and memory, for each notebook
@@ -1005,31 +1082,30 @@ def grade(
     if not files: raise UserError(f"no notebook (.ipynb) in the folder {path}")
     notebooks = [_read_notebook(file) for file in files]
     if not any(cells.claims for cells in notebooks):
-        raise UserError(f"{path} answers no exercise: no function in it is called {', '.join(sorted(EXERCISES))}")
+        names = ", ".join(sorted(EXERCISES))
+        raise UserError(f"{path} answers no exercise: it defines none of {names}")
     for name in EXERCISES:
         twice = [str(cells.path) for cells in notebooks if name in cells.claims]
-        if len(twice) > 1: raise UserError(f"{' and '.join(twice)} both answer {name}: grade one of them, by its path")
+        if len(twice) > 1:
+            raise UserError(f"{' and '.join(twice[:2])} both answer {name}: grade one of them, by its path")
     result = {"exercises": [], "notes": []}
     for cells in notebooks:
-        if cells.claims:
-            rows, notes = _grade_notebook(cells, limits, seed)
-            result["exercises"] += rows
-            result["notes"] += [f"{cells.path}: graded"] + notes
-        else:
-            result["notes"].append(f"{cells.path}: no exercise in it")
+        rows, notes = _grade_notebook(cells, limits, seed) if cells.claims else ([], [])
+        result["exercises"] += rows
+        result["notes"] += [f"{cells.path}: {'graded' if rows else 'no exercise in it'}"] + notes
     return result
 
-# %% ../nbs/20_grading.ipynb #c100
+# %% ../nbs/20_grading.ipynb #c119
 def gradescope(
     result: dict,  # from `grade`
 ) -> dict:
     "The same scores as Gradescope's results.json wants them."
     tests = [{"name": row["name"], "score": row["points"], "max_score": row["max_points"],
-              "status": "passed" if row["passed"] else "failed", "output": "\n".join(row["messages"]), "output_format": "text"}
+              "status": "passed" if row["passed"] else "failed", "output": "\n".join(row["messages"])}
              for row in result["exercises"]]
-    return {"tests": tests, "output": "\n".join(result["notes"]), "output_format": "text", "visibility": "visible"}
+    return {"tests": tests, "output": "\n".join(result["notes"]), "visibility": "visible"}
 
-# %% ../nbs/20_grading.ipynb #c103
+# %% ../nbs/20_grading.ipynb #c122
 def generate_exercises(
     solutions: str | Path = "solutions",  # folder of the solved notebooks
     exercises: str | Path = "exercises",  # folder that gets the notebooks without solutions
@@ -1041,10 +1117,10 @@ def generate_exercises(
     written = []
     for source in sorted(Path(solutions).glob("*.ipynb")):
         notebook, resources = nbformat.read(source, as_version=4), {}
-        for step in (steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.CheckCellMetadata, steps.ComputeChecksums,
-                     steps.ClearHiddenTests, steps.ClearMarkScheme, steps.ComputeChecksums, steps.CheckCellMetadata):
+        for step in (steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.ClearHiddenTests,
+                     steps.ClearMarkScheme, steps.ComputeChecksums, steps.CheckCellMetadata):
             notebook, resources = step().preprocess(notebook, resources)
-        notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {})}  # not the version of one machine
+        for key in notebook.metadata.keys() - {"kernelspec"}: del notebook.metadata[key]  # nothing of this machine
         nbformat.validate(notebook)
         target = Path(exercises) / source.name
         target.parent.mkdir(parents=True, exist_ok=True)

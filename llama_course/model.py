@@ -91,10 +91,11 @@ def check_fields(config):
     for field in fields(config):
         value, kind = getattr(config, field.name), field.type
         if kind is bool: right, needed = isinstance(value, bool), "true or false"
-        elif kind is float: right, needed = type(value) in (int, float) and 0 < value < math.inf, "a positive number"
-        elif value is None: right, needed = isinstance(None, kind), "a positive whole number"
-        else: right, needed = type(value) is int and value > 0, "a positive whole number"
-        if not right: raise UserError(f"{field.name} must be {needed}, not {value!r}.")
+        elif value is None: right, needed = isinstance(None, kind), "a positive number"
+        elif kind is float: right, needed = type(value) in (int, float), "a positive number"
+        else: right, needed = type(value) is int, "a positive whole number"
+        if not right or kind is not bool and value is not None and not 0 < value < math.inf:
+            raise UserError(f"{field.name} must be {needed}, not {value!r}.")
 
 
 def check_heads(config):
@@ -103,9 +104,9 @@ def check_heads(config):
     if c.dim % c.n_heads:
         raise UserError(f"dim={c.dim} does not divide into n_heads={c.n_heads}: make it a multiple.")
     if c.n_heads % c.n_kv_heads:
-        raise UserError(f"n_heads={c.n_heads} cannot share n_kv_heads={c.n_kv_heads} evenly: make it a multiple.")
+        raise UserError(f"n_heads={c.n_heads} cannot share {c.n_kv_heads} n_kv_heads: make it a multiple.")
     if c.head_dim % 2:
-        raise UserError(f"dim={c.dim} in {c.n_heads} heads gives a head width of {c.head_dim}: RoPE needs an even one.")
+        raise UserError(f"dim={c.dim} in {c.n_heads} heads is {c.head_dim} each: RoPE needs an even width.")
 
 # %% ../nbs/08_model.ipynb #c024
 SIZES = {  # Table 2; norm_eps is from the release's params.json
@@ -169,18 +170,16 @@ class Block(nn.Module):
 
 # %% ../nbs/08_model.ipynb #c031
 class RotaryTable(nn.Module):
-    "The rotary table of the whole context, in float32 whatever the model's dtype: 16 bits are too few for angles."
+    "The angles of all positions, in float32 whatever the model's dtype: 16 bits are too few for them."
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.config = config
-        self.register_buffer("table", self.build(), persistent=False)
-
-    def build(self): return rotary_table(self.config.head_dim, self.config.max_seq_len, self.config.rope_theta)
+        self.shape = config.head_dim, config.max_seq_len, config.rope_theta
+        self.register_buffer("table", rotary_table(*self.shape), persistent=False)
 
     def _apply(self, fn, recurse=True):  # what to(...), double(), to_empty(...) call
         super()._apply(fn, recurse)
-        self.table = self.build().to(self.table.device)
+        self.table = rotary_table(*self.shape).to(self.table.device)
         return self
 
     def forward(
@@ -188,8 +187,8 @@ class RotaryTable(nn.Module):
         start: int,  # the first position
         n: int,  # T
     ) -> Tensor:  # (T, Q/2, 2)
-        if (end := start + n) <= self.config.max_seq_len: return self.table[start:end]
-        raise UserError(f"{end} tokens are more than the context of {self.config.max_seq_len}: shorten the text.")
+        if (end := start + n) <= len(self.table): return self.table[start:end]
+        raise UserError(f"{end} tokens are more than the context of {len(self.table)}: shorten the text.")
 
 # %% ../nbs/08_model.ipynb #c033
 class Llama(nn.Module):
@@ -226,7 +225,7 @@ def init_weights(self):
 
 Llama.init_weights = init_weights
 
-# %% ../nbs/08_model.ipynb #c056
+# %% ../nbs/08_model.ipynb #c057
 FORMAT = "llama_course 1"  # the first line of a config.json
 
 def save(
@@ -244,7 +243,7 @@ def save(
 
 Llama.save = save
 
-# %% ../nbs/08_model.ipynb #c058
+# %% ../nbs/08_model.ipynb #c059
 def read_config(folder: Path):
     "The configuration in a run folder, after a comparison of its weights with their checksum."
     path, weights = folder / "config.json", folder / "model.safetensors"
@@ -252,28 +251,28 @@ def read_config(folder: Path):
         if not file.is_file(): raise UserError(f"{folder} is not a run folder: it has no {file.name}.")
     settings = read_json(path)
     if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not of the format {FORMAT!r}: save the model with this version of llama_course.")
+        raise UserError(f"{path} is not of the format {FORMAT!r}: save the model with this llama_course.")
     known, found = {f.name for f in fields(LlamaConfig)} | {"sha256"}, set(settings)
     if known != found:
         raise UserError(f"{path} has other fields than it should: {', '.join(sorted(known ^ found))}.")
     if fingerprint(weights) != settings.pop("sha256"):
-        raise UserError(f"{weights} is truncated or altered: its checksum is not that of config.json; restore it.")
+        raise UserError(f"{weights} is truncated or altered: its checksum is not that in config.json.")
     try: return LlamaConfig(**settings)
     except UserError as error: raise UserError(f"{path}: {error}") from None
 
-# %% ../nbs/08_model.ipynb #c059
+# %% ../nbs/08_model.ipynb #c060
 def check_tensors(tensors, model, path):
     "Raises `UserError` at the first tensor that is missing, unknown, or of another shape than the model's."
     wanted = {name: t.shape for name, t in model.state_dict().items()}
     if model.config.tie_embeddings: del wanted["output.weight"]
     for name in sorted(wanted.keys() | tensors.keys()):
-        if name not in tensors: raise UserError(f"{path} has no tensor {name}: these weights belong to another model.")
+        if name not in tensors: raise UserError(f"{path} has no tensor {name}: it is of another model.")
         if name not in wanted: raise UserError(f"{path} has a tensor {name} that the model has not.")
-        found = tensors[name]
-        if found.shape != wanted[name] or not found.is_floating_point():
-            raise UserError(f"{path}: {name} is {found.dtype} {tuple(found.shape)}, the model needs {tuple(wanted[name])}.")
+        found, shape = tensors[name], tuple(wanted[name])
+        if found.shape != shape or not found.is_floating_point():
+            raise UserError(f"{path}: {name} is {found.dtype} {tuple(found.shape)}, not {shape}.")
 
-# %% ../nbs/08_model.ipynb #c061
+# %% ../nbs/08_model.ipynb #c062
 def load(
     cls,
     folder,  # what `save` wrote
@@ -285,7 +284,7 @@ def load(
     config = read_config(Path(folder))
     try: tensors = safetensors.torch.load_file(path, device=str(device))
     except SafetensorError as error: raise UserError(f"{path} is not a safetensors file: {error}.") from None
-    with torch.device("meta"): model = cls(config, parts)  # shapes without memory; the file's tensors move in
+    with torch.device("meta"): model = cls(config, parts)  # shapes, no memory
     check_tensors(tensors, model, path)
     model.load_state_dict(tensors, strict=False, assign=True)
     if config.tie_embeddings: model.output.weight = model.tok_embeddings.weight

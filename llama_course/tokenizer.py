@@ -58,7 +58,7 @@ class Tokenizer:
             self._guard_ids = self._model.encode(GUARD)  # fails on the model of an empty file
             self.fingerprint = fingerprint(path)
         except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}.") from None
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}; check the path.") from None
         except (RuntimeError, ValueError):
             raise UserError(f"{path} is no SentencePiece model: give the path to one.") from None
         self.vocab_size = self._model.vocab_size()

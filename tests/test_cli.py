@@ -110,7 +110,7 @@ def test_wrong_usage(arguments, words, call, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("choices, words", [
-    (["--tokens", "0"], "at least 1"), (["--temperature", "-1"], "negative"), (["--top-p", "0"], "top_p"),
+    (["--tokens", "0"], "at least 1"), (["--temperature", "-1"], "temperature"), (["--top-p", "0"], "top_p"),
     (["--top-p", "1.5"], "top_p")])
 def test_choices_out_of_range(choices, words, run, call):
     refused(call("generate", "--run", run, *choices, "To"), words)

@@ -1,5 +1,6 @@
 """The judge: right answers pass, wrong ones are refused by name, and no notebook scores more than it is worth."""
 
+import ast
 import dataclasses
 import io
 import json
@@ -270,15 +271,12 @@ def test_check_keeps_standard_error_clean(capsys):
     assert check(rope).passed and capsys.readouterr().err == ""
 
 
-def test_a_broken_judge_is_noticed():
-    "A judge that accepts everything must not survive the tests above."
-    task = EXERCISES["rms_norm"]
-    lenient = dataclasses.replace(task, factor=1e9)
-    lenient.make_cases, lenient.truth = task.make_cases, task.truth
-    EXERCISES_OF_MODULE = grading.EXERCISES
-    EXERCISES_OF_MODULE["rms_norm"] = task  # replace() registered the lenient one
-    assert judge(lenient, lambda *a, **k: observe(task.mistakes[1].answer, *a, **k)).looks[0][1] == 4
-    assert not check(task.mistakes[1].answer, "rms_norm").passed
+def test_a_lenient_judge_would_be_noticed(monkeypatch):
+    "With a tolerance of 0.01 the judge accepts what the tests above want refused."
+    answer = next(m.answer for m in EXERCISES["rms_norm"].mistakes if m.name == "the scale is cut off from the graph")
+    assert check(answer, "rms_norm").points == 4
+    monkeypatch.setattr(grading, "tolerance", lambda want, dtype, factor: torch.full_like(want, torch.inf))
+    assert check(answer, "rms_norm").passed
 
 
 # ---------------------------------------------------------------- whole notebooks
@@ -335,6 +333,10 @@ ATTACKS = {
     "fills the disk": (NORM, "with open('big', 'wb') as f:\n  while True: f.write(bytes(1 << 20))", 10),
     "leaves threads behind": (NORM, "import threading\ndef f():\n  while True: pass\n"
                               "for _ in range(3): threading.Thread(target=f).start()", 10),
+    "ends a little later": (NORM, "import os, threading\nthreading.Timer(0.05, lambda: os._exit(0)).start()", 10),
+    "ends while it is judged": (NORM, "import os, threading, time\ndef f():\n  time.sleep(0.5)\n  os._exit(0)\n"
+                                "threading.Thread(target=f).start()", 10),
+    "definitions that end": (NORM, "import os\ndef f(x=os._exit(0)): pass", 10),
     "waits for input": (NORM, "input('password?')", 10),
     "writes to every descriptor": (NORM, "import os\nfor fd in range(3, 200):\n  try: os.write(fd, b'\\x00' * 999)\n"
                                    "  except OSError: pass", 10),
@@ -501,7 +503,7 @@ def test_bad_paths_are_told_in_one_line(tmp_path):
 
 def test_a_folder_of_notebooks(tmp_path):
     write(tmp_path, NORM, name="norm.ipynb"), write(tmp_path, "x = 1", name="notes.ipynb")
-    write(tmp_path, (ROOT / "llama_course/exercises/rope.py").read_text() + "\nrope = rope.rights[1]", name="rope.ipynb")
+    write(tmp_path, "from llama_course.exercises.rope import rope\nrope = rope.rights[1]", name="rope.ipynb")
     result = grade(tmp_path, QUICK)
     assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 0, "rope": 10, "shift_keys": 0, "decode_step": 0}
     assert any("no exercise in it" in note for note in result["notes"])
@@ -523,8 +525,11 @@ def test_a_broken_channel_is_no_danger():
 
 def test_no_pickle():
     "What a worker sends is never unpickled."
-    code = (ROOT / "llama_course/grading.py").read_text()
-    assert "pickle" not in code and "torch.load" not in code and "eval(" not in code
+    tree = ast.parse((ROOT / "llama_course/grading.py").read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not imported & {"pickle", "dill", "marshal", "shelve", "multiprocessing"}
+    assert "safetensors.torch.load" in called and not called & {"torch.load", "eval", "pickle.loads"}
 
 
 # ---------------------------------------------------------------- formats for teachers
@@ -564,14 +569,17 @@ def test_nbgrader_gives_the_same_points(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # nbgrader calls alembic
     source = tmp_path / "source/week1"
     source.mkdir(parents=True)
     shutil.copy(ROOT / "solutions/04_norm.ipynb", source)
     config = Config()
     config.CourseDirectory.root = str(tmp_path)
-    config.ClearSolutions.enforce_metadata = config.Execute.timeout = 120
+    config.Exchange.root, config.Execute.timeout = str(tmp_path / "exchange"), 120
+    (tmp_path / "exchange").mkdir()
     api = NbGraderAPI(config=config)
-    assert api.generate_assignment("week1")["success"]
+    result = api.generate_assignment("week1")
+    assert result["success"], result
     released = json.loads((tmp_path / "release/week1/04_norm.ipynb").read_text())
     ours = json.loads((ROOT / "exercises/04_norm.ipynb").read_text())
     sources = lambda nb: [(cell["source"], cell["metadata"]) for cell in nb["cells"]]

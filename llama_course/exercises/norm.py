@@ -18,8 +18,9 @@ def norm_cases(seed: int):
     "Arguments (x, weight, eps) in all dtypes, rows from 0.001 to 1 times the case's size."
     random = torch.Generator().manual_seed(seed)
     for dtype, size, shape, eps in (
-        (torch.float64, 1.0, (3, 8), 1e-5), (torch.float32, 1.0, (5, 24), 1e-5), (torch.float32, 0.05, (2, 3, 16), 1e-3),
-        (torch.float32, 3.0, (2, 4, 2, 64), 1e-6), (torch.bfloat16, 2.0, (2, 6, 32), 1e-5),
+        (torch.float64, 1.0, (3, 8), 1e-5), (torch.float32, 1.0, (5, 24), 1e-5),
+        (torch.float32, 0.05, (2, 3, 16), 1e-3), (torch.float32, 3.0, (2, 4, 2, 64), 1e-6),
+        (torch.bfloat16, 2.0, (2, 6, 32), 1e-5),
         (torch.float16, 300.0, (4, 4, 32), 1e-5), (torch.float16, 0.02, (6, 48), 1e-6),
     ):
         spread = 10 ** (3 * torch.rand(*shape[:-1], 1, generator=random) - 3)
@@ -34,12 +35,13 @@ rms_norm = Exercise(
     points={"values": 4, "gradients": 2, "invariant": 2, "ledger": 2},
     hints=(
         "Three steps: the mean of the squares of each row, one number that scales the row, the gain.",
-        "y = x / sqrt(mean(x²) + eps) * weight. The mean is over the last dimension only, keepdim=True makes it fit, and "
-        "eps stands inside the root: without it a row of zeros is 0/0, beside the root it changes small rows.",
-        "Squares need more range than 16 bits have: 300² is infinite in float16. Go to float32 first "
-        "(but leave float64 alone), and come back with .type_as(x) before the gain.",
-        "Nothing else is needed: products of elements, no matrices, nothing written into x, and no view() of an x that may "
-        "be transposed. What you compute in float64 is kept in float64, twice the bytes.",
+        "y = x / sqrt(mean(x²) + eps) * weight. The mean is over the last dimension only, keepdim=True "
+        "makes it fit, and eps stands inside the root: without it a row of zeros is 0/0, beside the root "
+        "it changes small rows.",
+        "Squares need more range than 16 bits have: 300² is infinite in float16. Go to float32 first (but "
+        "leave float64 alone), and come back with .type_as(x) before the gain.",
+        "Nothing else is needed: products of elements, no matrices, nothing written into x, and no view() "
+        "of an x that may be transposed. What you compute in float64 is kept in float64, twice the bytes.",
     ),
 )
 rms_norm.cases(norm_cases)
@@ -68,19 +70,22 @@ def _(x, weight, eps):
 # %% ../../nbs/exercises/04_norm.ipynb #c013
 @rms_norm.invariant("how x lies in memory does not matter: a transposed x gives the same rows")
 def _(seen):
-    x, weight = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(1)), torch.linspace(0.5, 1.5, 16)
+    x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(1))
+    weight = torch.linspace(0.5, 1.5, 16)
     apart = seen(x.transpose(0, 1).contiguous(), weight, 1e-5).value
     return torch.allclose(seen(x.transpose(0, 1), weight, 1e-5).value, apart, rtol=1e-5)
 
 @rms_norm.invariant("x times a constant gives the same result when eps is negligible")
 def _(seen):
-    x, weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(2)), torch.linspace(0.5, 1.5, 16)
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
+    weight = torch.linspace(0.5, 1.5, 16)
     return torch.allclose(seen(x, weight, 1e-12).value, seen(1000 * x, weight, 1e-12).value, rtol=1e-5)
 
 # %% ../../nbs/exercises/04_norm.ipynb #c015
 @rms_norm.limit("saved_bytes", "two float32 copies of x and a few numbers a row are enough")
 def _(x, weight, eps):
-    return (16 if x.dtype == torch.float64 else 8) * x.numel() + 40 * x.numel() // x.shape[-1] + 8 * x.shape[-1]
+    width = x.shape[-1]
+    return (16 if x.dtype == torch.float64 else 8) * x.numel() + 40 * x.numel() // width + 8 * width
 
 @rms_norm.limit("largest_tensor", "nothing larger than x is needed")
 def _(x, weight, eps):
@@ -115,7 +120,7 @@ def _(x, weight, eps):
 
 @rms_norm.mistake("a sum instead of a mean", hint=2)
 def _(x, weight, eps):
-    "The squares are summed but not divided by their number: the rows get length one, not root mean square one."
+    "The squares are summed but not divided by their number: rows get length one, not root mean square one."
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).type_as(x) * weight
 
@@ -145,7 +150,7 @@ def _(x, weight, eps):
 # %% ../../nbs/exercises/04_norm.ipynb #c021
 @rms_norm.mistake("squares in 16 bits", hint=3)
 def _(x, weight, eps):
-    "The squares are taken in the dtype of x: in float16 those of 300 are infinite and those of 0.0001 are zero."
+    "Squares are taken in the dtype of x: in float16 that of 300 is infinite and that of 0.0001 is zero."
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 @rms_norm.mistake("the result stays float32", hint=3)
@@ -161,7 +166,7 @@ def _(x, weight, eps):
 
 @rms_norm.mistake("the scale is cut off from the graph", hint=1)
 def _(x, weight, eps):
-    "The scale depends on x, so its derivative belongs to the gradient: no .detach(), .data, .item() or no_grad()."
+    "The scale depends on x, so its derivative belongs to the gradient: no .detach(), .item() or no_grad()."
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.detach().square().mean(-1, keepdim=True) + eps)).type_as(x) * weight
 
@@ -188,12 +193,14 @@ lean_rms_norm = Exercise(
     "lean_rms_norm", chapter="04_norm", kind="extend", wrt=("x", "weight"),
     points={"values": 1, "gradients": 4, "invariant": 1, "ledger": 4},
     hints=(
-        "A torch.autograd.Function has two static methods, forward(ctx, x, weight, eps) and backward(ctx, grad). What "
-        "backward needs goes through ctx.save_for_backward; it returns one gradient for each argument of forward.",
-        "With r = 1/sqrt(mean(x²) + eps): the gradient of x is r (g w) - r³/D x sum(g w x). The second term is there because "
-        "r depends on x. The gradient of weight is g x r, summed over all rows.",
-        "Keep x, weight (they exist anyway) and r; compute x r again in backward. Anything made in forward and "
-        "still reachable afterwards counts, also as an attribute of ctx or in a list. 16-bit inputs: compute in float32.",
+        "A torch.autograd.Function has two static methods, forward(ctx, x, weight, eps) and backward(ctx, "
+        "grad). What backward needs goes through ctx.save_for_backward; it returns one gradient for each "
+        "argument of forward.",
+        "With r = 1/sqrt(mean(x²) + eps): the gradient of x is r (g w) - r³/D x sum(g w x). The second "
+        "term is there because r depends on x. The gradient of weight is g x r, summed over all rows.",
+        "Keep x, weight (they exist anyway) and r; compute x r again in backward. Anything made in "
+        "forward and still reachable afterwards counts, also as an attribute of ctx or in a list. 16-bit "
+        "inputs: compute in float32.",
     ),
 )
 lean_rms_norm.cases(norm_cases)
@@ -203,7 +210,7 @@ lean_rms_norm.reference(reference)
 def _(x, weight, eps):
     return 8 * x.numel() // x.shape[-1]
 
-@lean_rms_norm.invariant("growing a row does not change the loss, so row and gradient are orthogonal when eps is negligible")
+@lean_rms_norm.invariant("a row's length does not matter, so its gradient is orthogonal to it")
 def _(seen):
     random = torch.Generator().manual_seed(3)
     x, weight, arriving = (torch.randn(4, 16, generator=random, dtype=torch.float64) for _ in range(3))
@@ -226,7 +233,8 @@ def _lean(gradients, keep=lambda ctx, wide, r: None, upcast=True):
         def backward(ctx, grad):
             x, weight, r = ctx.saved_tensors
             widen = lambda t: t.to(torch.promote_types(t.dtype, torch.float32)) if upcast else t
-            of_x, of_weight = gradients(widen(x), widen(weight), widen(r) if upcast else r.type_as(x), widen(grad), ctx.eps)
+            r = r if upcast else r.type_as(x)
+            of_x, of_weight = gradients(widen(x), widen(weight), widen(r), widen(grad), ctx.eps)
             return of_x.type_as(x), of_weight.type_as(weight), None
     return lambda x, weight, eps: Lean.apply(x, weight, eps)
 
@@ -280,13 +288,15 @@ def _(x, weight, eps):
 @lean_rms_norm.mistake("a sum where the mean belongs", hint=2)
 def _(x, weight, eps):
     "The second term lacks its 1/D."
-    def gradients(x, w, r, g, eps): return r * g * w - r**3 * x * (g * w * x).sum(-1, keepdim=True), _over_rows(g * x * r)
+    def gradients(x, w, r, g, eps):
+        return r * g * w - r**3 * x * (g * w * x).sum(-1, keepdim=True), _over_rows(g * x * r)
     return _lean(gradients)(x, weight, eps)
 
 @lean_rms_norm.mistake("r instead of r cubed", hint=2)
 def _(x, weight, eps):
     "The derivative of 1/sqrt(m) is -1/2 m^(-3/2): the second term has r³."
-    def gradients(x, w, r, g, eps): return r * g * w - r * x * (g * w * x).mean(-1, keepdim=True), _over_rows(g * x * r)
+    def gradients(x, w, r, g, eps):
+        return r * g * w - r * x * (g * w * x).mean(-1, keepdim=True), _over_rows(g * x * r)
     return _lean(gradients)(x, weight, eps)
 
 # %% ../../nbs/exercises/04_norm.ipynb #c031
@@ -299,7 +309,8 @@ def _(x, weight, eps):
 @lean_rms_norm.mistake("the gradient of weight is averaged", hint=2)
 def _(x, weight, eps):
     "All rows share the weight, so their gradients are added, not averaged."
-    def gradients(x, w, r, g, eps): return _right_gradients(x, w, r, g, eps)[0], (g * x * r).flatten(0, -2).mean(0)
+    def gradients(x, w, r, g, eps):
+        return _right_gradients(x, w, r, g, eps)[0], (g * x * r).flatten(0, -2).mean(0)
     return _lean(gradients)(x, weight, eps)
 
 @lean_rms_norm.mistake("the gradient of weight is taken from x, not from the normalized x", hint=2)
@@ -319,9 +330,10 @@ pre_norm_block = Exercise(
     points={"values": 5, "gradients": 2, "invariant": 3},
     hints=(
         "Set both matrices to zero. What should come out, and what does?",
-        "There are three mistakes. Follow the stream: what is added to what? Then look at which gain stands where.",
-        "The sum must start from x, not from the normalized x; the second norm reads the stream after the first sum; "
-        "and it has its own gain, g2.",
+        "There are three mistakes. Follow the stream: what is added to what? Then look at which gain "
+        "stands where.",
+        "The sum must start from x, not from the normalized x; the second norm reads the stream after the "
+        "first sum; and it has its own gain, g2.",
     ),
 )
 
@@ -330,7 +342,8 @@ def _(seed):
     random = torch.Generator().manual_seed(seed)
     for shape, dtype in (((4, 8), torch.float64), ((2, 3, 16), torch.float32), ((1, 5, 32), torch.float32)):
         width = shape[-1]
-        x, w1, w2 = torch.randn(shape, generator=random), *torch.randn(2, width, width, generator=random) / width**0.5
+        x = torch.randn(shape, generator=random)
+        w1, w2 = torch.randn(2, width, width, generator=random) / width**0.5
         g1, g2 = 1 + 0.5 * torch.randn(2, width, generator=random)
         yield tuple(t.to(dtype) for t in (2 * x + 0.5, w1, w2, g1, g2)) + (1e-5,)
 
@@ -342,7 +355,8 @@ def _(x, w1, w2, g1, g2, eps):
 # %% ../../nbs/exercises/04_norm.ipynb #c035
 @pre_norm_block.invariant("with both matrices zero the stream passes unchanged, forwards and backwards")
 def _(seen):
-    x, zero, gain = torch.randn(3, 8, generator=torch.Generator().manual_seed(4)), torch.zeros(8, 8), torch.ones(8)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(4))
+    zero, gain = torch.zeros(8, 8), torch.ones(8)
     result = seen(x, zero, zero, gain, gain, 1e-5, wrt=(0,), cotangent=torch.ones(3, 8))
     return torch.equal(result.value, x) and torch.allclose(result.grads[0], torch.ones(3, 8))
 

@@ -26,24 +26,26 @@ def rope_cases(seed: int):
         positions = torch.randperm(far, generator=random)[: shape[1]]
         yield torch.randn(shape, generator=random).to(dtype), positions, theta
 
+# %% ../../nbs/exercises/06_rope.ipynb #c006
 rope = Exercise(
     "rope", chapter="06_rope", kind="rebuild", wrt=("x",),
     condition=lambda x, positions, theta: 1 + positions.max().item() if x.dtype == torch.float32 else 1.0,
     points={"values": 4, "gradients": 1, "invariant": 3, "ledger": 2},
     hints=(
-        "Each pair of neighbours (x[2i], x[2i+1]) is a point in the plane. Turn it by an angle: the position times the pair's "
-        "frequency.",
-        "Frequency of pair i: theta ** (-2i / Q), so the first pair turns by one radian a position and the last hardly at "
-        "all. Turning by an angle a: (u cos a - v sin a, u sin a + v cos a).",
-        "torch.outer(positions.float(), frequencies) is (T, Q/2); x is (B, T, H, Q), so the table needs an axis for the heads: "
-        "table[:, None]. Compute angles in float32 whatever x is: bfloat16 does not tell position 256 from 257.",
-        "The table depends on positions and theta alone: no copy of it for each sequence and head, no Q×Q matrix, and no "
-        "cache that forgets which positions it was made for.",
+        "Each pair of neighbours (x[2i], x[2i+1]) is a point in the plane. Turn it by an angle: the "
+        "position times the pair's frequency.",
+        "Frequency of pair i: theta ** (-2i / Q), so the first pair turns by one radian a position and "
+        "the last hardly at all. Turning by an angle a: (u cos a - v sin a, u sin a + v cos a).",
+        "torch.outer(positions.float(), frequencies) is (T, Q/2); x is (B, T, H, Q), so the table needs "
+        "an axis for the heads: table[:, None]. Compute angles in float32 whatever x is: bfloat16 does "
+        "not tell position 256 from 257.",
+        "The table depends on positions and theta alone: no copy of it for each sequence and head, no Q×Q "
+        "matrix, and no cache that forgets which positions it was made for.",
     ),
 )
 rope.cases(rope_cases)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c007
+# %% ../../nbs/exercises/06_rope.ipynb #c008
 @rope.reference
 def rope_reference(x, positions, theta):
     Q = x.shape[-1]
@@ -61,7 +63,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c009
+# %% ../../nbs/exercises/06_rope.ipynb #c010
 @rope.right
 def _(x, positions, theta):
     return _turn(x, *_table(positions, x.shape[-1], theta))
@@ -70,7 +72,8 @@ def _(x, positions, theta):
 def _(x, positions, theta):
     Q = x.shape[-1]
     frequency = 1 / theta ** (torch.arange(Q // 2) * 2 / Q)
-    turn = torch.polar(torch.ones(len(positions), 1, Q // 2), (positions.float()[:, None] * frequency)[:, None])
+    angle = (positions.float()[:, None] * frequency)[:, None]
+    turn = torch.polar(torch.ones_like(angle), angle)
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(3).to(x.dtype)
 
@@ -80,7 +83,7 @@ def _(x, positions, theta):
     beside = torch.stack((-x[..., 1::2], x[..., 0::2]), -1).reshape(x.shape)
     return (x * cos + beside * sin).to(x.dtype)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c012
+# %% ../../nbs/exercises/06_rope.ipynb #c013
 @rope.invariant("the score of a query and a key depends on their distance alone")
 def _(seen):
     random = torch.Generator().manual_seed(5)
@@ -98,15 +101,16 @@ def _(seen):
     turned = seen(x, torch.tensor([5, 90, 3, 41]), 10000.0).value
     return torch.equal(still, x) and torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-5)
 
-@rope.invariant("each token is turned by its own position, whatever is asked before and whoever stands beside it")
+@rope.invariant("each token is turned by its own position, alone or beside others")
 def _(seen):
-    x, positions = torch.randn(1, 4, 2, 16, generator=torch.Generator().manual_seed(4)), torch.tensor([8, 2, 77, 30])
+    x = torch.randn(1, 4, 2, 16, generator=torch.Generator().manual_seed(4))
+    positions = torch.tensor([8, 2, 77, 30])
     together = seen(x, positions, 10000.0).value
     alone = [seen(x[:, t : t + 1], positions[t : t + 1], 10000.0).value for t in range(4)]
     return torch.allclose(torch.cat(alone, 1), together, atol=1e-6)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c014
-@rope.limit("saved_bytes", "the backward pass needs cosine and sine of each position, not for each sequence and head")
+# %% ../../nbs/exercises/06_rope.ipynb #c015
+@rope.limit("saved_bytes", "the backward pass needs cosine and sine of each position, once for all heads")
 def _(x, positions, theta):
     return 8 * len(positions) * x.shape[-1]
 
@@ -118,10 +122,10 @@ def _(x, positions, theta):
 def _(x, positions, theta):
     return 0
 
-# %% ../../nbs/exercises/06_rope.ipynb #c016
+# %% ../../nbs/exercises/06_rope.ipynb #c017
 @rope.mistake("the positions are ignored", hint=1)
 def _(x, positions, theta):
-    "The tokens are counted 0, 1, 2, ... whatever positions are given. With a cache or a batch they start elsewhere."
+    "The tokens are counted 0, 1, 2, ... whatever positions are given; with a cache they start elsewhere."
     return _turn(x, *_table(torch.arange(len(positions)), x.shape[-1], theta))
 
 @rope.mistake("positions start at one", hint=1)
@@ -145,7 +149,7 @@ def _(x, positions, theta):
     "theta ** (+2i/Q): the later pairs must turn more slowly, not faster."
     return _turn(x, *_table(positions, x.shape[-1], 1 / theta))
 
-# %% ../../nbs/exercises/06_rope.ipynb #c017
+# %% ../../nbs/exercises/06_rope.ipynb #c018
 @rope.mistake("the wrong direction", hint=2)
 def _(x, positions, theta):
     "The sign of the sine is flipped: pairs are turned backwards."
@@ -175,7 +179,7 @@ def _(x, positions, theta):
     half = x.shape[-1] // 2
     return torch.cat((_turn(x[..., :half], *_table(positions, half, theta)), x[..., half:]), -1)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c018
+# %% ../../nbs/exercises/06_rope.ipynb #c019
 @rope.mistake("angles in the dtype of x", hint=3)
 def _(x, positions, theta):
     "16 bits do not hold large positions: bfloat16 does not tell 256 from 257. Compute the angles in float32."
@@ -188,13 +192,14 @@ def _(x, positions, theta):
 
 @rope.mistake("a cached table for other positions", hint=4)
 def _(x, positions, theta, last={}):
-    "The last table is used again when the length is the same, but a table depends on the positions, not on their number."
+    "The last table is used again if the length is the same; but a table depends on the positions themselves."
     key = (len(positions), x.shape[-1], theta)
     if key not in last:
         last.clear()
         last[key] = _table(positions, x.shape[-1], theta)
     return _turn(x, *last[key])
 
+# %% ../../nbs/exercises/06_rope.ipynb #c020
 @rope.mistake("a table for every head", hint=4)
 def _(x, positions, theta):
     "Cosine and sine are repeated to the shape of x; broadcasting does the same without storing it."
@@ -208,20 +213,22 @@ def _(x, positions, theta):
     matrices = _turn(identity, *_table(positions, x.shape[-1], theta))[0]
     return torch.einsum("bthi,tij->bthj", x.float(), matrices).type_as(x)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c021
+# %% ../../nbs/exercises/06_rope.ipynb #c023
 shift_keys = Exercise(
     "shift_keys", chapter="06_rope", kind="extend", wrt=("keys",),
     condition=lambda keys, shift, theta: 1 + abs(shift) if keys.dtype == torch.float32 else 1.0,
     points={"values": 4, "gradients": 1, "invariant": 3, "ledger": 2},
     hints=(
-        "Turning by a and then by b is turning by a + b. What must be added to the angle of a key that moves by shift?",
-        "Every key moves by the same amount, so all are turned by the same angle, shift * theta ** (-2i / Q): their own "
-        "positions play no part. Move to the left by a negative shift.",
-        "One row of cosines and one of sines, Q/2 numbers each, in float32, broadcast over (B, K, S, Q). Neighbours are "
-        "pairs, as in rope; the result has the dtype of keys.",
+        "Turning by a and then by b is turning by a + b. What must be added to the angle of a key that "
+        "moves by shift?",
+        "Every key moves by the same amount, so all are turned by the same angle, shift * theta ** (-2i / "
+        "Q): their own positions play no part. Move to the left by a negative shift.",
+        "One row of cosines and one of sines, Q/2 numbers each, in float32, broadcast over (B, K, S, Q). "
+        "Neighbours are pairs, as in rope; the result has the dtype of keys.",
     ),
 )
 
+# %% ../../nbs/exercises/06_rope.ipynb #c024
 @shift_keys.cases
 def _(seed):
     random = torch.Generator().manual_seed(seed)
@@ -236,9 +243,10 @@ def _(seed):
 def _(keys, shift, theta):
     Q = keys.shape[-1]
     turn = torch.exp(1j * shift * theta ** (-torch.arange(0, Q, 2, dtype=torch.float64) / Q))
-    return torch.view_as_real(torch.view_as_complex(keys.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
+    pairs = torch.view_as_complex(keys.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turn).flatten(-2)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c022
+# %% ../../nbs/exercises/06_rope.ipynb #c025
 def _one_row(shift, Q: int, theta: float, dtype=torch.float32) -> tuple:
     "Cosine and sine of one position, (Q/2,) each."
     angle = shift * theta ** (-torch.arange(0, Q, 2).to(dtype) / Q)
@@ -255,6 +263,7 @@ def _(keys, shift, theta):
     pairs = torch.view_as_complex(keys.float().unflatten(-1, (Q // 2, 2)).contiguous())
     return torch.view_as_real(pairs * torch.polar(torch.ones(Q // 2), angle)).flatten(-2).to(keys.dtype)
 
+# %% ../../nbs/exercises/06_rope.ipynb #c026
 @shift_keys.invariant("moving by a and then by b is moving by a + b; back again is no move at all")
 def _(seen):
     keys = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(7))
@@ -271,7 +280,7 @@ def _(seen):
     wanted = rope_reference(keys.double(), at + 12, 10000.0).float().transpose(1, 2)
     return torch.allclose(seen(turned, 12, 10000.0).value, wanted, atol=1e-4)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c023
+# %% ../../nbs/exercises/06_rope.ipynb #c027
 @shift_keys.limit("saved_bytes", "one row of cosines and sines serves every key")
 def _(keys, shift, theta):
     return 8 * keys.shape[-1]
@@ -284,7 +293,7 @@ def _(keys, shift, theta):
 def _(keys, shift, theta):
     return 0
 
-# %% ../../nbs/exercises/06_rope.ipynb #c025
+# %% ../../nbs/exercises/06_rope.ipynb #c029
 @shift_keys.mistake("turned by each key's place as well", hint=2)
 def _(keys, shift, theta):
     "The keys are turned already: only the shift is added, not their places 0, 1, 2, ... in the cache."
@@ -313,7 +322,7 @@ def _(keys, shift, theta):
     angle = torch.tensor(float(shift))
     return _turn(keys, angle.cos(), angle.sin())
 
-# %% ../../nbs/exercises/06_rope.ipynb #c026
+# %% ../../nbs/exercises/06_rope.ipynb #c030
 @shift_keys.mistake("theta fixed at 10000", hint=2)
 def _(keys, shift, theta):
     "theta is an argument: later models use other values."
@@ -341,30 +350,33 @@ def _(keys, shift, theta):
     cos, sin = (t.expand(*keys.shape[:-1], -1).contiguous() for t in _one_row(shift, keys.shape[-1], theta))
     return _turn(keys, cos, sin)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c029
+# %% ../../nbs/exercises/06_rope.ipynb #c033
 decode_step = Exercise(
     "decode_step", chapter="06_rope", kind="diagnose", factor=16.0,
     condition=lambda q, k, v, past_k, past_v, theta: 1 + past_k.shape[2],
     points={"values": 4, "invariant": 4, "ledger": 2},
     hints=(
-        "Generate two tokens by hand, with and without the cache, and compare. Which tensors does the cached way turn?",
-        "Three things are wrong. At which position does the new token stand? Which tensors in the cache were turned "
-        "before? And does attention need to know where a value stands?",
-        "The new query and key are turned at position S, the number of cached keys. Cached keys are turned already, values "
-        "never are. One query needs one row of scores.",
+        "Generate two tokens by hand, with and without the cache, and compare. Which tensors does the "
+        "cached way turn?",
+        "Three things are wrong. At which position does the new token stand? Which tensors in the cache "
+        "were turned before? And does attention need to know where a value stands?",
+        "The new query and key are turned at position S, the number of cached keys. Cached keys are "
+        "turned already, values never are. One query needs one row of scores.",
     ),
 )
 
+# %% ../../nbs/exercises/06_rope.ipynb #c034
 @decode_step.cases
 def _(seed):
     random = torch.Generator().manual_seed(seed)
-    for B, H, S, Q, theta in ((1, 2, 5, 8, 10000.0), (2, 3, 9, 16, 10000.0), (1, 1, 1, 4, 100.0), (2, 2, 12, 8, 500.0)):
+    for B, H, S, Q, theta in ((1, 2, 5, 8, 1e4), (2, 3, 9, 16, 1e4), (1, 1, 1, 4, 100.0), (2, 2, 12, 8, 5e2)):
         draw = lambda T: torch.randn(B, H, T, Q, generator=random)
         yield 2 * draw(1), draw(1), draw(1), draw(S), draw(S), theta
 
 def _turn_at(x: Tensor, position: int, theta: float) -> Tensor:
     "(B, H, T, Q), turned at the positions from `position` on."
-    return rope_reference(x.transpose(1, 2), position + torch.arange(x.shape[2]), theta).type_as(x).transpose(1, 2)
+    positions = position + torch.arange(x.shape[2])
+    return rope_reference(x.transpose(1, 2), positions, theta).type_as(x).transpose(1, 2)
 
 @decode_step.reference
 def _(q, k, v, past_k, past_v, theta):
@@ -373,17 +385,19 @@ def _(q, k, v, past_k, past_v, theta):
     weights = torch.einsum("bhtq,bhsq->bhts", _turn_at(q, S, theta), keys / q.shape[-1] ** 0.5).softmax(-1)
     return torch.einsum("bhts,bhsq->bhtq", weights, values)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c030
+# %% ../../nbs/exercises/06_rope.ipynb #c035
 @decode_step.invariant("token by token with the cache gives what causal attention gives over the whole text")
 def _(seen):
     q, k, v = torch.randn(3, 1, 2, 7, 8, generator=torch.Generator().manual_seed(9))
     turned_q, turned_k = (_turn_at(t.double(), 0, 100.0) for t in (q, k))
     whole = F.scaled_dot_product_attention(turned_q, turned_k, v.double(), is_causal=True)
-    step = lambda t, x: x[:, :, t : t + 1]
-    return all(torch.allclose(seen(step(t, q), step(t, k), step(t, v), turned_k[:, :, :t].float(), v[:, :, :t], 100.0).value,
-                              step(t, whole).float(), atol=1e-4) for t in range(7))
+    def step(t):
+        now, past = slice(t, t + 1), slice(t)
+        new, cache = [x[:, :, now] for x in (q, k, v)], (turned_k[:, :, past].float(), v[:, :, past])
+        return seen(*new, *cache, 100.0).value
+    return all(torch.allclose(step(t), whole[:, :, t : t + 1].float(), atol=1e-4) for t in range(7))
 
-@decode_step.invariant("what was said earlier, in another order of the cache, gives the same: a key carries its own position")
+@decode_step.invariant("the order of the cache does not matter: a key carries its own position")
 def _(seen):
     q, k, v = torch.randn(3, 1, 2, 1, 8, generator=torch.Generator().manual_seed(10))
     past_k, past_v = torch.randn(2, 1, 2, 6, 8, generator=torch.Generator().manual_seed(11))
@@ -395,13 +409,13 @@ def _(seen):
 def _(q, k, v, past_k, past_v, theta):
     return 4 * past_k.numel() + 4 * k.numel()
 
-# %% ../../nbs/exercises/06_rope.ipynb #c031
-def _step(q, k, v, past_k, past_v, theta, at=None, turn_past=False, turn_values=False, turn_k=True, scale=None):
+# %% ../../nbs/exercises/06_rope.ipynb #c036
+def _step(q, k, v, past_k, past_v, theta, at=None, past=False, values=False, turn_k=True, scale=None):
     "A step of generation, with a place for each mistake."
     S = past_k.shape[2]
     at = S if at is None else at
-    if turn_past: past_k = _turn_at(past_k, 0, theta)
-    if turn_values: v = _turn_at(v, at, theta)
+    if past: past_k = _turn_at(past_k, 0, theta)
+    if values: v = _turn_at(v, at, theta)
     keys = torch.cat((past_k, _turn_at(k, at, theta) if turn_k else k), 2)
     scores = _turn_at(q, at, theta) @ keys.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     return scores.softmax(-1) @ torch.cat((past_v, v), 2)
@@ -414,11 +428,11 @@ def _(q, k, v, past_k, past_v, theta):
     keys = torch.cat((past_k, _turn(k, cos, sin)), 2)
     return F.scaled_dot_product_attention(_turn(q, cos, sin), keys, torch.cat((past_v, v), 2))
 
-# %% ../../nbs/exercises/06_rope.ipynb #c033
+# %% ../../nbs/exercises/06_rope.ipynb #c038
 @decode_step.mistake("the step as it was given", hint=1)
 def _(q, k, v, past_k, past_v, theta):
     "The new token stands at position 0, the cache is turned again, and so are the values."
-    return _step(q, k, v, past_k, past_v, theta, at=0, turn_past=True, turn_values=True)
+    return _step(q, k, v, past_k, past_v, theta, at=0, past=True, values=True)
 
 @decode_step.mistake("the new token stands at position 0", hint=2)
 def _(q, k, v, past_k, past_v, theta):
@@ -433,14 +447,14 @@ def _(q, k, v, past_k, past_v, theta):
 @decode_step.mistake("the cache is turned again", hint=2)
 def _(q, k, v, past_k, past_v, theta):
     "Cached keys were turned when they came in; each further turn moves them."
-    return _step(q, k, v, past_k, past_v, theta, turn_past=True)
+    return _step(q, k, v, past_k, past_v, theta, past=True)
 
 @decode_step.mistake("the values are turned", hint=2)
 def _(q, k, v, past_k, past_v, theta):
     "Only queries and keys are turned: a value says what is said, not where."
-    return _step(q, k, v, past_k, past_v, theta, turn_values=True)
+    return _step(q, k, v, past_k, past_v, theta, values=True)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c034
+# %% ../../nbs/exercises/06_rope.ipynb #c039
 @decode_step.mistake("the new key is not turned", hint=3)
 def _(q, k, v, past_k, past_v, theta):
     "The query is turned and the new key is not: they no longer stand at the same place."
