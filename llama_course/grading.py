@@ -1120,7 +1120,7 @@ def generate_exercises(
         for step in (steps.LockCells, steps.ClearSolutions, steps.ClearOutput, steps.ClearHiddenTests,
                      steps.ClearMarkScheme, steps.ComputeChecksums, steps.CheckCellMetadata):
             notebook, resources = step().preprocess(notebook, resources)
-        for key in notebook.metadata.keys() - {"kernelspec"}: del notebook.metadata[key]  # nothing of this machine
+        for key in notebook.metadata.keys() - {"kernelspec"}: del notebook.metadata[key]
         nbformat.validate(notebook)
         target = Path(exercises) / source.name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -215,17 +215,20 @@ class Llama(nn.Module):
             x = layer(x, table, cache)
         return self.output(self.norm(x))
 
-# %% ../nbs/08_model.ipynb #c041
+# %% ../nbs/08_model.ipynb #c044
 @torch.no_grad()
 def init_weights(self):
-    "Normal, 0.02; smaller by sqrt(2L) where a block adds to the stream. (GPT-2's rule: the paper states none)"
-    for name, weight in self.named_parameters():
-        adds = name.endswith(("attention.wo.weight", "feed_forward.w2.weight"))
-        if weight.dim() > 1: weight.normal_(std=0.02 / (2 * self.config.n_layers) ** 0.5 if adds else 0.02)
+    "Normal: 1/sqrt(D), smaller by sqrt(2L) where a block adds to the stream; an untied embedding 1."
+    D, L, tied = self.config.dim, self.config.n_layers, self.config.tie_embeddings
+    for name, p in self.named_parameters():
+        std = D**-0.5
+        if name.endswith(("attention.wo.weight", "feed_forward.w2.weight")): std /= (2 * L) ** 0.5
+        if name == "tok_embeddings.weight": std = 0.02 if tied else 1.0
+        if p.dim() > 1: p.normal_(std=std)
 
 Llama.init_weights = init_weights
 
-# %% ../nbs/08_model.ipynb #c057
+# %% ../nbs/08_model.ipynb #c060
 FORMAT = "llama_course 1"  # the first line of a config.json
 
 def save(
@@ -243,7 +246,7 @@ def save(
 
 Llama.save = save
 
-# %% ../nbs/08_model.ipynb #c059
+# %% ../nbs/08_model.ipynb #c062
 def read_config(folder: Path):
     "The configuration in a run folder, after a comparison of its weights with their checksum."
     path, weights = folder / "config.json", folder / "model.safetensors"
@@ -260,7 +263,7 @@ def read_config(folder: Path):
     try: return LlamaConfig(**settings)
     except UserError as error: raise UserError(f"{path}: {error}") from None
 
-# %% ../nbs/08_model.ipynb #c060
+# %% ../nbs/08_model.ipynb #c063
 def check_tensors(tensors, model, path):
     "Raises `UserError` at the first tensor that is missing, unknown, or of another shape than the model's."
     wanted = {name: t.shape for name, t in model.state_dict().items()}
@@ -272,7 +275,7 @@ def check_tensors(tensors, model, path):
         if found.shape != shape or not found.is_floating_point():
             raise UserError(f"{path}: {name} is {found.dtype} {tuple(found.shape)}, not {shape}.")
 
-# %% ../nbs/08_model.ipynb #c062
+# %% ../nbs/08_model.ipynb #c065
 def load(
     cls,
     folder,  # what `save` wrote

@@ -1,28 +1,26 @@
-"""The judge: right answers pass, wrong ones are refused by name, and no notebook scores more than it is worth."""
+"The judge: right answers pass, wrong ones are refused by name, and no notebook scores more than it is worth."
 
 import ast
 import dataclasses
-import io
 import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama import modeling_llama as hf
 
 from llama_course import grading
-from llama_course.grading import (LOOKS, Exercise, Limits, Observation, UserError, check, find_exercise, generate_exercises,
-                                  grade, gradescope, hint, judge, load_exercises, misfit, observe, tolerance)
+from llama_course.grading import (
+    LOOKS, Limits, Observation, UserError, check, find_exercise, generate_exercises, grade, gradescope, hint,
+    load_exercises, misfit, observe, tolerance)
 
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = dict(load_exercises())
@@ -46,7 +44,8 @@ def test_an_exercise_is_complete(task):
     assert len({mistake.name for mistake in task.mistakes}) == len(task.mistakes)
     for mistake in task.mistakes:
         assert mistake.remark and 1 <= mistake.hint <= len(task.hints)
-    assert bool(task.invariants) == ("invariant" in task.points) and bool(task.limits) == ("ledger" in task.points)
+    assert bool(task.invariants) == ("invariant" in task.points)
+    assert bool(task.limits) == ("ledger" in task.points)
     assert bool(task.wrt) == ("gradients" in task.points)
     kinds = {other.kind for other in TASKS if other.chapter == task.chapter}
     assert kinds == {"rebuild", "extend", "diagnose"}
@@ -66,7 +65,8 @@ def test_a_mistake_is_refused_by_its_name(pair):
     report = check(mistake.answer, task.name)
     assert not report.passed and report.points < report.max_points
     assert f'"{mistake.name}"' in report.messages[-1], report
-    assert mistake.remark in report.messages[-1] and f'hint("{task.name}", {mistake.hint})' in report.messages[-1]
+    assert mistake.remark in report.messages[-1]
+    assert f'hint("{task.name}", {mistake.hint})' in report.messages[-1]
 
 
 def test_each_look_is_needed():
@@ -83,9 +83,11 @@ def test_an_answer_in_other_words_is_named_too():
     assert '"eps outside the root"' in check(rms_norm).messages[1]
 
     def rope(x, positions, theta):
-        turn = torch.outer(torch.arange(x.shape[1]), 1 / theta ** (torch.arange(0, x.shape[-1], 2) / x.shape[-1]))
+        frequency = 1 / theta ** (torch.arange(0, x.shape[-1], 2) / x.shape[-1])
+        angle = torch.outer(torch.arange(x.shape[1]), frequency)
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-        return torch.view_as_real(pairs * torch.polar(torch.ones_like(turn), turn)[:, None]).flatten(-2).to(x.dtype)
+        turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
     assert '"the positions are ignored"' in check(rope).messages[1]
 
     hidden = []
@@ -123,7 +125,8 @@ def test_rope_reference_is_that_of_transformers():
     theirs = torch.stack(theirs.chunk(2, -1), -1).flatten(-2)
     torch.testing.assert_close(EXERCISES["rope"].truth(x, positions, theta), theirs)
     shifted = EXERCISES["rope"].truth(x, positions + 4, theta).transpose(1, 2)
-    moved = EXERCISES["shift_keys"].truth(EXERCISES["rope"].truth(x, positions, theta).transpose(1, 2), 4, theta)
+    keys = EXERCISES["rope"].truth(x, positions, theta).transpose(1, 2)
+    moved = EXERCISES["shift_keys"].truth(keys, 4, theta)
     torch.testing.assert_close(moved, shifted)
 
 
@@ -153,7 +156,7 @@ def test_neither_lenient_nor_petty():
     want = torch.randn(50, 64, dtype=torch.float64)
     assert not misfit((want + 1.5e-8).float(), want, torch.float32)  # refused by a bitwise comparison
     assert "error 0.009" in misfit((want + 0.009).float(), want, torch.float32)  # passes a tolerance of 0.01
-    assert misfit(want.float() * torch.nan, want, torch.float32) and misfit(want.float() / 0, want, torch.float32)
+    for broken in (torch.nan, torch.inf): assert misfit(want.float() * broken, want, torch.float32)
 
 
 @pytest.mark.parametrize("got, want, text", [
@@ -162,8 +165,8 @@ def test_neither_lenient_nor_petty():
     (torch.ones(2).double(), torch.ones(2), "float64 came back, (2,) float32"),
     (torch.tensor([1, 2]), torch.tensor([1, 3]), "2 came back at (1,), 3 is expected"),
     (torch.ones(2), (torch.ones(2), 1), "2 results are expected"), ((1, 2), (1, 3), "result 1: 2 came back"),
-    ({"a": 1}, {"b": 1}, "is expected"), (True, 1, "True came back"), (0.31, 0.3, "0.31 came back"), ("a", "b", "'b' is expected"),
-    (torch.tensor(1.0), 1.0, "is expected"),
+    ({"a": 1}, {"b": 1}, "is expected"), (True, 1, "True came back"), (0.31, 0.3, "0.31 came back"),
+    ("a", "b", "'b' is expected"), (torch.tensor(1.0), 1.0, "is expected"),
 ])
 def test_a_misfit_is_said_in_words(got, want, text):
     assert text in misfit(got, want)
@@ -184,9 +187,11 @@ KEPT = []
 
 
 @pytest.mark.parametrize("answer, bytes_kept", [
-    (lambda x: x.exp(), 0), (lambda x: x.exp().sum(), 4000), (lambda x: x.sin(), 0), (lambda x: x.sin().cos(), 4000),
-    (lambda x: (x.double() ** 2).sum(), 8000), (Stash.apply, 4000), (lambda x: KEPT.append(x + 1) or x * 1, 4000),
-    (lambda x: checkpoint(lambda x: x.sin().cos().exp(), x, use_reentrant=False, preserve_rng_state=False), 0),
+    (lambda x: x.exp(), 0), (lambda x: x.exp().sum(), 4000), (lambda x: x.sin(), 0),
+    (lambda x: x.sin().cos(), 4000),
+    (lambda x: (x.double() ** 2).sum(), 8000), (Stash.apply, 4000),
+    (lambda x: KEPT.append(x + 1) or x * 1, 4000),
+    (lambda x: checkpoint(lambda x: x.sin().cos(), x, use_reentrant=False, preserve_rng_state=False), 0),
     (lambda x: x.view(10, 100).T.reshape(-1).sum(), 0),
 ])
 def test_bytes_that_are_kept_are_counted_wherever_they_are_kept(answer, bytes_kept):
@@ -198,8 +203,9 @@ def test_bytes_that_are_kept_are_counted_wherever_they_are_kept(answer, bytes_ke
 def test_largest_tensor_and_flops():
     x = torch.randn(32, 8)
     seen = observe(lambda x: (x @ x.T).softmax(-1) @ x, x, wrt=(0,), cotangent=torch.ones(32, 8))
-    assert seen.largest_tensor == 32 * 32 and seen.flops == 2 * 2 * 32 * 32 * 8 and seen.backward_flops > seen.flops
-    assert observe(lambda x: x.expand(1000, 32, 8).sum(0), x).largest_tensor < 1000 * 32 * 8  # a view is not made
+    assert seen.largest_tensor == 32 * 32
+    assert seen.flops == 2 * 2 * 32 * 32 * 8 and seen.backward_flops > seen.flops
+    assert observe(lambda x: x.expand(1000, 32, 8).sum(0), x).largest_tensor < 1000 * 32 * 8  # a view
     assert observe(lambda x: x[None].repeat(9, 1, 1), x).largest_tensor == 9 * 32 * 8
 
 
@@ -216,10 +222,12 @@ def test_errors_are_one_line_with_the_line_of_the_answer():
         "first line"
         return x @ torch.ones(7)
     error = observe(answer, torch.ones(3)).error
-    assert error.startswith("RuntimeError: ") and "(line " in error and "test_grading.py" in error and "\n" not in error
+    assert error.startswith("RuntimeError: ") and "(line " in error and "test_grading.py)" in error
     assert observe(lambda x: sys.exit(0), torch.ones(3)).error.startswith("SystemExit: 0")
-    assert "\x1b" not in observe(lambda x: [][0] if x is None else (_ for _ in ()).throw(ValueError("a\x1b[31m\nb")), x).error \
-        if (x := torch.ones(1)) is not None else None
+
+    def colourful(x): raise ValueError("a\x1b[31m\nb")
+    error = observe(colourful, torch.ones(1)).error
+    assert error.startswith("ValueError: a[31m b (line ") and error.isprintable()
 
 
 # ---------------------------------------------------------------- check, hint, report
@@ -246,13 +254,15 @@ def test_a_report_shows_itself():
     assert "<table>" in report._repr_html_() and report.passed is False
     evil = dataclasses.replace(report, messages=["<script>alert(1)</script>"])
     assert "<script>" not in evil._repr_html_()
-    assert [row[:3] for row in report.looks] == [("values", 0, 4), ("gradients", 0, 2), ("invariant", 0, 2), ("ledger", 0, 2)]
+    assert [row[:3] for row in report.looks] == [
+        ("values", 0, 4), ("gradients", 0, 2), ("invariant", 0, 2), ("ledger", 0, 2)]
 
 
 @pytest.mark.parametrize("call, text", [
-    (lambda: check(3), "not 3"), (lambda: check("rms_norm"), "takes a function"), (lambda: check(None), "takes a function"),
-    (lambda: check(lambda x: x), "<lambda>"), (lambda: check(print, "rmsnorm"), "there is rms_norm"),
-    (lambda: find_exercise("rope_"), "there is rope"), (lambda: hint("rope", 9), "from 1 to 4"), (lambda: hint("hop"), "no exercise"),
+    (lambda: check(3), "not 3"), (lambda: check("rms_norm"), "takes a function"),
+    (lambda: check(None), "takes a function"), (lambda: check(lambda x: x), "<lambda>"),
+    (lambda: check(print, "rmsnorm"), "there is rms_norm"), (lambda: find_exercise("rope_"), "there is rope"),
+    (lambda: hint("rope", 9), "from 1 to 4"), (lambda: hint("hop"), "no exercise"),
 ])
 def test_bad_calls_are_told_in_one_line(call, text):
     with pytest.raises(UserError) as error: call()
@@ -273,7 +283,8 @@ def test_check_keeps_standard_error_clean(capsys):
 
 def test_a_lenient_judge_would_be_noticed(monkeypatch):
     "With a tolerance of 0.01 the judge accepts what the tests above want refused."
-    answer = next(m.answer for m in EXERCISES["rms_norm"].mistakes if m.name == "the scale is cut off from the graph")
+    mistakes = {mistake.name: mistake.answer for mistake in EXERCISES["rms_norm"].mistakes}
+    answer = mistakes["the scale is cut off from the graph"]
     assert check(answer, "rms_norm").points == 4
     monkeypatch.setattr(grading, "tolerance", lambda want, dtype, factor: torch.full_like(want, torch.inf))
     assert check(answer, "rms_norm").passed
@@ -296,8 +307,8 @@ WRONG = "def rms_norm(x, weight, eps): return x\n"
 
 
 def write(folder, *sources, name="answers.ipynb"):
-    cells = [{"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None, "id": f"c{i}"}
-             for i, source in enumerate(sources)]
+    cells = [{"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None,
+              "id": f"c{i}"} for i, source in enumerate(sources)]
     path = Path(folder) / name
     path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     return path
@@ -317,8 +328,8 @@ def test_solutions_get_full_marks_and_exercises_none():
             assert bool(row["messages"]) != bool(share)
 
 
-# Each attack stands in a notebook with a right pre_norm_block, which must keep its ten points, and either a right or a
-# wrong rms_norm, which must get what it is worth.
+# Each attack stands in a notebook with a right pre_norm_block, which must keep its ten points, and either a
+# right or a wrong rms_norm, which must get what it is worth.
 ATTACKS = {
     "loops for ever": (NORM, "while True: pass", 10),
     "loops after the definition, in the same cell": (NORM + "while True: pass", "", 10),
@@ -331,79 +342,110 @@ ATTACKS = {
     "eats memory in python": (NORM, "x = [0]\nwhile True: x = x + x", 10),
     "endless recursion": (NORM, "import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()", 10),
     "fills the disk": (NORM, "with open('big', 'wb') as f:\n  while True: f.write(bytes(1 << 20))", 10),
-    "leaves threads behind": (NORM, "import threading\ndef f():\n  while True: pass\n"
-                              "for _ in range(3): threading.Thread(target=f).start()", 10),
-    "ends a little later": (NORM, "import os, threading\nthreading.Timer(0.05, lambda: os._exit(0)).start()", 10),
-    "ends while it is judged": (NORM, "import os, threading, time\ndef f():\n  time.sleep(0.5)\n  os._exit(0)\n"
-                                "threading.Thread(target=f).start()", 10),
+    "leaves threads behind": (NORM, """import threading
+def f():
+    while True: pass
+for _ in range(3): threading.Thread(target=f).start()""", 10),
+    "ends a little later": (NORM, """import os, threading
+threading.Timer(0.05, lambda: os._exit(0)).start()""", 10),
+    "ends while it is judged": (NORM, """import os, threading
+threading.Timer(0.5, lambda: os._exit(0)).start()""", 10),
     "definitions that end": (NORM, "import os\ndef f(x=os._exit(0)): pass", 10),
     "waits for input": (NORM, "input('password?')", 10),
-    "writes to every descriptor": (NORM, "import os\nfor fd in range(3, 200):\n  try: os.write(fd, b'\\x00' * 999)\n"
-                                   "  except OSError: pass", 10),
+    "writes to every descriptor": (NORM, """import os
+for fd in range(3, 200):
+    try: os.write(fd, bytes(999))
+    except OSError: pass""", 10),
     "closes every descriptor": (NORM, "import os\nos.closerange(0, 200)", 10),
     "ends its group": (NORM, "import os, signal\nos.killpg(0, signal.SIGKILL)", 10),
-    "ends everything it may": (NORM, "import os, signal\nif os.getpid() == 1: os.kill(-1, signal.SIGKILL)", 10),
+    "ends all that it may": (NORM, "import os, signal\nif os.getpid() == 1: os.kill(-1, signal.SIGKILL)", 10),
     "magics": (NORM, "%matplotlib inline\n!echo 10 points\nx = 1", 10),
     "syntax error": (NORM, "def broken(:", 10),
     "answer loops": ("def rms_norm(x, weight, eps):\n  while True: pass", "", 0),
     "answer exits": ("import os\ndef rms_norm(x, weight, eps): os._exit(0)", "", 0),
-    "answer returns a monster": ("import torch\ndef rms_norm(x, weight, eps): return torch.ones(1 << 28)", "", 0),
-    "answer returns nonsense": ("def rms_norm(x, weight, eps):\n  a = []\n  for _ in range(99999): a = [a]\n  return a", "", 0),
+    "answer returns a monster": ("import torch\ndef rms_norm(*a): return torch.ones(1 << 28)", "", 0),
+    "answer returns a labyrinth": ("""def rms_norm(x, weight, eps):
+    a = []
+    for _ in range(99999): a = [a]
+    return a""", "", 0),
     "answer raises SystemExit": ("def rms_norm(x, weight, eps): raise SystemExit('10 of 10')", "", 0),
-    "prints success": (WRONG, "print('rms_norm: 10 of 10 points'); print('{\"points\": 10, \"passed\": true}')", 0),
-    "overwrites check": ("from llama_course import grading\ngrading.check = lambda f: 10", WRONG + "check = grading.check", 0),
-    "patches the judge": ("from llama_course import grading as g\n"
-                          "g.judge = g.misfit = g._find_fault = g._value_fault = lambda *a, **k: ''", WRONG, 0),
-    "patches observe": ("from llama_course import grading as g\ng.observe = g._observed = lambda *a, **k: ({'error': ''}, {})",
-                        WRONG, 0),
-    "patches the exercise": ("from llama_course.grading import EXERCISES\ntask = EXERCISES['rms_norm']\n"
-                             "task.truth = lambda x, weight, eps: x\ntask.make_cases = lambda seed: []\ntask.factor = 1e9",
-                             WRONG, 0),
-    "patches torch": ("import torch, torch.nn.functional as F\ntorch.allclose = torch.equal = lambda *a, **k: True\n"
-                      "F.rms_norm = lambda x, *a: x\ntorch.Tensor.__le__ = lambda *a: torch.tensor(True)", WRONG, 0),
-    "patches torch, right answer": ("import torch\ntorch.rsqrt = torch.Tensor.square = lambda *a, **k: 0", NORM, 10),
-    "equal to everything": (WRONG + "class Yes(float):\n  __eq__ = __le__ = __lt__ = lambda *a: True\n"
-                            "def rms_norm(x, weight, eps): return Yes()", "", 0),
-    "a tensor that lies": ("import torch\nclass Lie(torch.Tensor):\n  @classmethod\n"
-                           "  def __torch_function__(cls, f, types, args=(), kwargs=None): return True\n"
-                           "def rms_norm(x, weight, eps): return x.as_subclass(Lie)", "", 0),
-    "global modes": (NORM, "import torch\ntorch.set_grad_enabled(False)\ntorch.inference_mode().__enter__()\n"
-                     "torch.set_default_dtype(torch.float64)", 10),
+    "prints success": (WRONG, "print('rms_norm: 10 of 10 points', '{\"points\": 10, \"passed\": true}')", 0),
+    "overwrites check": ("""from llama_course import grading
+grading.check = lambda f: 10""", WRONG + "check = grading.check", 0),
+    "patches the judge": ("""from llama_course import grading as g
+g.judge = g.misfit = g._find_fault = g._value_fault = lambda *a, **k: ''""", WRONG, 0),
+    "patches observe": ("""from llama_course import grading as g
+g.observe = g._observed = lambda *a, **k: ({'error': ''}, {})""", WRONG, 0),
+    "patches the exercise": ("""from llama_course.grading import EXERCISES
+task = EXERCISES['rms_norm']
+task.truth, task.make_cases, task.factor = (lambda x, weight, eps: x), (lambda seed: []), 1e9""", WRONG, 0),
+    "patches torch": ("""import torch, torch.nn.functional as F
+torch.allclose = torch.equal = lambda *a, **k: True
+F.rms_norm = lambda x, *a: x
+torch.Tensor.__le__ = lambda *a: torch.tensor(True)""", WRONG, 0),
+    "patches torch, right answer": ("import torch\ntorch.rsqrt = torch.Tensor.square = None", NORM, 10),
+    "equal to everything": (WRONG + """
+class Yes(float):
+    __eq__ = __le__ = __lt__ = lambda *a: True
+def rms_norm(x, weight, eps): return Yes()""", "", 0),
+    "a tensor that lies": ("""import torch
+class Lie(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, f, types, args=(), kwargs=None): return True
+def rms_norm(x, weight, eps): return x.as_subclass(Lie)""", "", 0),
+    "leaves modes on": (NORM, """import torch
+torch.set_grad_enabled(False)
+torch.inference_mode().__enter__()
+torch.set_default_dtype(torch.float64)""", 10),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_notebook_scores_what_its_answers_are_worth(attack, tmp_path, capfd):
     first, second, worth = ATTACKS[attack]
-    before = torch.allclose, torch.Tensor.__le__, F.rms_norm, grading.judge, EXERCISES["rms_norm"].truth
+    def parts(): return torch.allclose, torch.Tensor.__le__, F.rms_norm, grading.judge, EXERCISES["rms_norm"].truth
+    before = parts()
     result = grade(write(tmp_path, first, second, BLOCK), QUICK)
     assert points(result) == {"rms_norm": worth, "lean_rms_norm": 0, "pre_norm_block": 10}, result
-    assert before == (torch.allclose, torch.Tensor.__le__, F.rms_norm, grading.judge, EXERCISES["rms_norm"].truth)
+    assert before == parts()
     out, err = capfd.readouterr()
     assert out == err == ""  # nothing of the learner's reaches the judge's output
     assert all("\n" not in line for row in result["exercises"] for line in row["messages"] + result["notes"])
 
 
 def test_a_ledger_is_not_talked_down(tmp_path):
-    "The values are right, the memory is not: patching the counting, before or during the call, does not help."
-    greedy = "import torch\nKEPT = []\ndef answer(x, weight, eps):\n    KEPT.append(x.double() * 1)\n" \
-             "    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)\n"
-    early = ("import gc, torch\nfrom llama_course import grading\nfrom torch.multiprocessing import reductions\n"
-             "grading._Counter.kept = lambda self, result: 0\ngrading._Counter.storages = lambda self, tree: set()\n"
-             "reductions.StorageWeakRef.expired = lambda self: True\ntorch.UntypedStorage.nbytes = lambda self: 0\n"
-             "grading.observe.__code__ = (lambda *a, **k: None).__code__\n")
-    late = "from llama_course import grading\ndef lean_rms_norm(*a):\n    grading._Counter.kept = lambda *a: 0\n    return answer(*a)\n"
-    for sources, text in (((greedy, early, "lean_rms_norm = answer"), "saved_bytes"), ((greedy, late), "replaces")):
+    "The values are right, the memory is not: patching what counts, before or during the call, is no help."
+    greedy = """import torch
+KEPT = []
+def answer(x, weight, eps):
+    KEPT.append(x.double() * 1)
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)"""
+    early = """import gc, torch
+from llama_course import grading
+from torch.multiprocessing import reductions
+grading._Counter.kept = lambda self, result: 0
+grading._Counter.storages = lambda self, tree: set()
+reductions.StorageWeakRef.expired = lambda self: True
+torch.UntypedStorage.nbytes = lambda self: 0
+torch.Tensor.untyped_storage = None
+grading.flop_registry.clear()
+grading.observe.__code__ = (lambda *a, **k: None).__code__"""
+    late = """from llama_course import grading
+def lean_rms_norm(*a):
+    grading._Counter.kept = lambda *a: 0
+    return answer(*a)"""
+    both = ((greedy, early, "lean_rms_norm = answer"), "saved_bytes"), ((greedy, late), "replaces")
+    for sources, text in both:
         row = grade(write(tmp_path, *sources, BLOCK), QUICK)["exercises"][1]
         assert row["name"] == "lean_rms_norm" and row["points"] <= 6 and text in row["messages"][0], row
 
 
 def running(marker):
-    "Whether a process with this text in its command line lives."
+    "Whether there is a process with this text in its command line lives."
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if marker.encode() in line.read_bytes(): return True
-        except OSError: pass
+        except OSError: continue
     return False
 
 
@@ -429,7 +471,7 @@ def fence(request, monkeypatch):
 
 @linux
 def test_nothing_is_left_behind(fence, tmp_path):
-    "Children, also those that left the process group, end with the worker; a bomb is stopped; the judge is out of reach."
+    "Children end with the worker, also those that left its group; a bomb is stopped; the judge lives on."
     child = ("import subprocess\nsubprocess.Popen(['sleep', '7654321'])\n"
              "subprocess.Popen(['sleep', '7654321'], start_new_session=True)")
     bomb = "import os, time\nfor _ in range(150):\n  if os.fork() == 0: time.sleep(7654)\ntime.sleep(60)"
@@ -449,19 +491,22 @@ def test_files_outside_its_folder_are_safe_where_the_kernel_helps(tmp_path):
     if not fenced: pytest.skip("no namespaces here")
     precious = tmp_path / "precious.txt"
     precious.write_text("mine")
+    folder = str(tmp_path).encode()
     attack = (f"open({str(precious)!r}, 'w').write('yours')", f"import os; os.remove({str(precious)!r})",
               "from llama_course import grading; open(grading.__file__, 'a').write('# bad')",
-              f"import ctypes; ctypes.CDLL(None).mount(b'tmpfs', {str(tmp_path).encode()!r}, b'tmpfs', 0, None)",
+              f"import ctypes; assert ctypes.CDLL(None).mount(b'x', {folder!r}, b'tmpfs', 0, 0), 'mounted'",
               f"import os; os.kill({os.getpid()}, 9)", "open('own.txt', 'w').write('this is allowed')")
     result = grade(write(tmp_path, NORM, *attack), QUICK)
     assert precious.read_text() == "mine" and points(result)["rms_norm"] == 10
     notes = str(result["notes"])
-    assert notes.count("Read-only file system") == 3 and "ProcessLookupError" in notes and "cell 7" not in notes
+    assert notes.count("Read-only file system") == 3 and "ProcessLookupError" in notes
+    assert "mounted" not in notes and "cell 7" not in notes
 
 
 def test_limits_are_those_that_were_asked_for(tmp_path):
     start = time.monotonic()
-    result = grade(write(tmp_path, NORM, *["while True: pass"] * 9, BLOCK), Limits(cell_seconds=1, total_seconds=4))
+    limits = Limits(cell_seconds=1, total_seconds=4)
+    result = grade(write(tmp_path, NORM, *["while True: pass"] * 9, BLOCK), limits)
     assert time.monotonic() - start < 15 and "time is up" in str(result)
     result = grade(write(tmp_path, *["while True: pass"] * 7, NORM, BLOCK), Limits(cell_seconds=0.3))
     assert points(result)["rms_norm"] == 10  # broken often: run by its definitions
@@ -473,7 +518,8 @@ def test_the_last_definition_counts(tmp_path):
 
 
 def test_cells_for_ipython_are_run_as_far_as_possible(tmp_path):
-    sources = ("%time x = 1\n!ls\nimport torch", "%%timeit\n" + WRONG, "%%bash\nexit 1", "print?\n" + NORM.replace("import torch\n", ""))
+    sources = ("%time x = 1\n!ls\nimport torch", "%%timeit\n" + WRONG, "%%bash\nexit 1",
+               "print?\n" + NORM.removeprefix("import torch\n"))
     result = grade(write(tmp_path, *sources), QUICK)
     assert points(result)["rms_norm"] == 10 and "left out" in str(result["notes"])
 
@@ -493,8 +539,9 @@ def test_bad_paths_are_told_in_one_line(tmp_path):
     empty, two, none = tmp_path / "empty", tmp_path / "two", tmp_path / "none"
     for folder in (empty, two, none): folder.mkdir()
     write(two, NORM, name="a.ipynb"), write(two, NORM, name="b.ipynb"), write(none, "def other(): pass")
-    files = {"text.ipynb": b"hello", "binary.ipynb": bytes(range(256)), "list.ipynb": b"[1]", "nocells.ipynb": b'{"a": 1}',
-             "old.ipynb": b'{"worksheets": [], "nbformat": 3}', "cells.ipynb": b'{"cells": [1]}', "deep.ipynb": b"[" * 10**6}
+    files = {"text.ipynb": b"hello", "binary.ipynb": bytes(range(256)), "list.ipynb": b"[1]",
+             "nocells.ipynb": b'{"a": 1}', "old.ipynb": b'{"worksheets": [], "nbformat": 3}',
+             "cells.ipynb": b'{"cells": [1]}', "deep.ipynb": b"[" * 10**6}
     for name, data in files.items(): (tmp_path / name).write_bytes(data)
     for path in (tmp_path / "missing.ipynb", empty, two, none, *(tmp_path / name for name in files)):
         with pytest.raises(UserError) as error: grade(path)
@@ -505,21 +552,31 @@ def test_a_folder_of_notebooks(tmp_path):
     write(tmp_path, NORM, name="norm.ipynb"), write(tmp_path, "x = 1", name="notes.ipynb")
     write(tmp_path, "from llama_course.exercises.rope import rope\nrope = rope.rights[1]", name="rope.ipynb")
     result = grade(tmp_path, QUICK)
-    assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 0, "rope": 10, "shift_keys": 0, "decode_step": 0}
+    assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 0,
+                              "rope": 10, "shift_keys": 0, "decode_step": 0}
     assert any("no exercise in it" in note for note in result["notes"])
 
 
-def test_a_broken_channel_is_no_danger():
-    "Bytes of any kind on the judge's socket raise what `ask` turns into WorkerDied."
-    good = io.BytesIO()
-    for data in (b"x" * 40, b"\xff" * 40, b"\0" * 15 + b"\2" + b"{}" * 99, b"\0" * 7 + b"\4" + b"\0" * 8 + b"null" * 9,
-                 b"\0" * 7 + b"\2" + b"\0" * 7 + b"\4{}\xff\xff\xff\xff", good.getvalue() + b"\0" * 40):
-        ours, theirs = socket.socketpair()
-        theirs.sendall(data), theirs.close()
-        with ours, pytest.raises(Exception): grading._receive(ours)
-    for seen, values in (({}, {}), ({"flops": "9"}, {"value": 1, "grads": None}), ({"modified": [7]}, {"value": 1, "grads": None}),
-                         ({}, {"value": 1, "grads": [1, 2]}), ({"error": 3}, {"value": 1, "grads": None})):
-        with pytest.raises((ValueError, KeyError)): grading._observation(seen, values, 2, 1)
+def length(n): return n.to_bytes(8, "big")
+
+
+@pytest.mark.parametrize("data", [
+    b"x" * 40, b"\xff" * 40, length(2) + length(2) + b"{}" * 9, length(4) + length(0) + b"null",
+    length(11) + length(4) + b'{"tree": 1}\xff\xff\xff\xff', length(1 << 40) + length(0), b"",
+    length(51) + length(0) + b'{"tree": {"tensor": "0", "order": [999999999999]}}  ', length(9),
+])
+def test_a_broken_channel_is_no_danger(data):
+    "Whatever stands on the judge's socket raises an exception, which `ask` turns into WorkerDied."
+    ours, theirs = socket.socketpair()
+    theirs.sendall(data), theirs.close()
+    with ours, pytest.raises(Exception): grading._receive(ours)
+
+
+@pytest.mark.parametrize("seen, grads", [
+    ({"flops": "9"}, None), ({"modified": [7]}, None), ({"modified": "x"}, None), ({"error": 3}, None),
+    ({}, [1, 2]), ({}, 1)])
+def test_a_forged_observation_is_no_danger(seen, grads):
+    with pytest.raises(ValueError): grading._observation(seen, {"value": 1, "grads": grads}, 2, 1)
     assert grading._observation({}, {"value": 1, "grads": [None]}, 2, 1) == Observation(1, [None])
 
 
@@ -538,17 +595,18 @@ def test_no_pickle():
 def test_gradescope(tmp_path):
     result = gradescope(grade(write(tmp_path, NORM, WRONG, BLOCK), QUICK))
     json.dumps(result)
-    assert [(t["name"], t["score"], t["max_score"], t["status"]) for t in result["tests"]] == [
-        ("rms_norm", 0, 10, "failed"), ("lean_rms_norm", 0, 10, "failed"), ("pre_norm_block", 10, 10, "passed")]
+    rows = [(test["name"], test["score"], test["max_score"], test["status"]) for test in result["tests"]]
+    assert rows == [("rms_norm", 0, 10, "failed"), ("lean_rms_norm", 0, 10, "failed"),
+                    ("pre_norm_block", 10, 10, "passed")]
     assert all(t["output"] for t in result["tests"][:2])
 
 
 def test_exercises_are_what_the_solutions_generate(tmp_path):
-    first = generate_exercises(ROOT / "solutions", tmp_path / "a")
-    second = generate_exercises(ROOT / "solutions", tmp_path / "b")
-    assert [p.name for p in first] == sorted(p.name for p in (ROOT / "exercises").glob("*.ipynb"))
+    first, second = (generate_exercises(ROOT / "solutions", tmp_path / name) for name in ("a", "b"))
+    assert [path.name for path in first] == sorted(path.name for path in (ROOT / "exercises").glob("*.ipynb"))
     for one, other in zip(first, second):
-        assert one.read_bytes() == other.read_bytes() == (ROOT / "exercises" / one.name).read_bytes(), one.name
+        assert one.read_bytes() == other.read_bytes() == (ROOT / "exercises" / one.name).read_bytes()
+        nbformat.validate(nbformat.read(one, as_version=4))
         text = one.read_text()
         assert "BEGIN SOLUTION" not in text and '"outputs": []' in text and "YOUR CODE HERE" in text
     with pytest.raises(UserError): generate_exercises(tmp_path / "nothing", tmp_path / "c")
@@ -561,6 +619,7 @@ def test_points_in_the_notebooks_are_those_of_the_exercises():
         assert graded == {task.name: task.max_points for task in TASKS if task.chapter == path.stem}
 
 
+@pytest.mark.filterwarnings("ignore:Object of type")  # SQLAlchemy, about nbgrader's own models
 def test_nbgrader_gives_the_same_points(tmp_path, monkeypatch):
     "nbgrader's own generate_assignment and autograde, on a solved, a half-solved and an empty notebook."
     from nbgrader.api import Gradebook

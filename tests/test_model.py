@@ -144,6 +144,22 @@ def test_a_text_longer_than_the_context_is_refused():
         model(torch.zeros(1, 17, dtype=torch.long))
 
 
+def test_how_a_model_begins():
+    config = LlamaConfig(dim=256, n_layers=8, n_heads=4, vocab_size=1000)
+    models = []
+    for tied in (False, True, True):
+        torch.manual_seed(0)
+        models.append(Llama(replace(config, tie_embeddings=tied)))
+    weights = [dict(model.named_parameters()) for model in models]
+    assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])  # the seed decides
+    deviation = {"tok_embeddings.weight": 1, "output.weight": 1 / 16, "layers.3.attention.wk.weight": 1 / 16,
+                 "layers.3.attention.wo.weight": 1 / 64, "layers.7.feed_forward.w2.weight": 1 / 64}
+    for name, std in deviation.items(): assert math.isclose(weights[0][name].std().item(), std, rel_tol=0.02), name
+    tokens, targets = torch.randint(1000, (2, 4, 32))
+    for model in models:  # not much worse than knowing nothing
+        assert F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()) < math.log(1000) + 1
+
+
 def test_the_rotary_table_keeps_float32_and_comes_back_from_meta():
     expected = rotary_table(SMALL.head_dim, SMALL.max_seq_len)
     assert torch.equal(Llama(SMALL).bfloat16().rope.table, expected)

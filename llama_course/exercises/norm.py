@@ -267,7 +267,7 @@ class _Again(torch.autograd.Function):
             y = rms_norm.rights[0](x, weight, ctx.eps)
         return *torch.autograd.grad(y, (x, weight), grad), None
 
-lean_rms_norm.right(_Again.apply)
+lean_rms_norm.right(_Again.apply);
 
 # %% ../../nbs/exercises/04_norm.ipynb #c030
 @lean_rms_norm.mistake("autograd keeps the normalized rows", hint=1)
