@@ -812,7 +812,7 @@ _KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYST
 _SET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg",
         "USER": "learner"}
 _START = """import sys, socket
-sys.path += [p for p in {paths!r} if p not in sys.path]
+sys.path[:] = [{package!r}] + sys.path + [p for p in {paths!r} if p not in sys.path]
 from llama_course import grading
 grading.load_exercises()
 grading.{task}(socket.{sock})"""
@@ -821,11 +821,11 @@ _NURSERY = []  # the process and our end of its socket
 def _spawn(sock, task: str) -> subprocess.Popen:
     "A fresh Python, apart from this one in everything, that does `task` with the socket."
     windows = sys.platform == "win32"
-    package = Path(sys.modules["llama_course"].__path__[0])
+    package = str(Path(sys.modules["llama_course"].__path__[0]).parent)
+    paths = [path for path in sys.path if os.path.isdir(path)]
     ours = "fromshare(sys.stdin.buffer.read())" if windows else f"socket(fileno={sock.fileno()})"
-    paths = [p for p in sys.path if os.path.isdir(p)] + [str(package.parent)]
     process = subprocess.Popen(
-        [sys.executable, "-I", "-B", "-c", _START.format(paths=paths, task=task, sock=ours)],
+        [sys.executable, "-I", "-B", "-c", _START.format(package=package, paths=paths, task=task, sock=ours)],
         env={name: os.environ[name] for name in _KEPT if name in os.environ} | _SET, start_new_session=True,
         stdin=subprocess.PIPE if windows else subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, pass_fds=() if windows else (sock.fileno(),))

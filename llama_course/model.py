@@ -259,7 +259,7 @@ def read_config(folder: Path):
     if known != found:
         raise UserError(f"{path} has other fields than it should: {', '.join(sorted(known ^ found))}.")
     if fingerprint(weights) != settings.pop("sha256"):
-        raise UserError(f"{weights} is truncated or altered: its checksum is not that in config.json.")
+        raise UserError(f"{weights} is truncated or altered, its checksum tells: restore it, or save again.")
     try: return LlamaConfig(**settings)
     except UserError as error: raise UserError(f"{path}: {error}") from None
 
@@ -273,7 +273,8 @@ def check_tensors(tensors, model, path):
         if name not in wanted: raise UserError(f"{path} has a tensor {name} that the model has not.")
         found, shape = tensors[name], tuple(wanted[name])
         if found.shape != shape or not found.is_floating_point():
-            raise UserError(f"{path}: {name} is {found.dtype} {tuple(found.shape)}, not {shape}.")
+            found = f"{found.dtype} {tuple(found.shape)}"
+            raise UserError(f"{path}: {name} is {found}, not {shape}: its config.json is of another model.")
 
 # %% ../nbs/08_model.ipynb #c065
 def load(

@@ -154,7 +154,8 @@ def test_how_a_model_begins():
     assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])  # the seed decides
     deviation = {"tok_embeddings.weight": 1, "output.weight": 1 / 16, "layers.3.attention.wk.weight": 1 / 16,
                  "layers.3.attention.wo.weight": 1 / 64, "layers.7.feed_forward.w2.weight": 1 / 64}
-    for name, std in deviation.items(): assert math.isclose(weights[0][name].std().item(), std, rel_tol=0.02), name
+    for name, std in deviation.items():
+        assert math.isclose(weights[0][name].std().item(), std, rel_tol=0.02), name
     tokens, targets = torch.randint(1000, (2, 4, 32))
     for model in models:  # not much worse than knowing nothing
         assert F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()) < math.log(1000) + 1

@@ -6,8 +6,6 @@
 __all__ = ['rope', 'shift_keys', 'decode_step', 'rope_cases', 'rope_reference']
 
 # %% ../../nbs/exercises/06_rope.ipynb #c002
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
