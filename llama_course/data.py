@@ -118,6 +118,38 @@ FIELDS = struct.Struct("<8sIIQQQ32s24x")
 PAYLOAD = FIELDS.size + 32  # the tokens begin after the fields and their checksum
 
 
+def _verified(path):
+    "What the header says, if header and tokens are as they were written."
+    try:
+        with open(path, "rb") as file:
+            head = file.read(PAYLOAD)
+            digest = hashlib.file_digest(file, "sha256")
+            size = file.tell()
+    except OSError as error:
+        raise UserError(f"cannot read the shard {path}: {error.strerror}; check the path.") from None
+    if len(head) < PAYLOAD or not head.startswith(MAGIC):
+        raise UserError(f"{path} is not a token shard of this library: give another path, or write it anew.")
+    _, version, width, count, vocab_size, text_bytes, tokenizer = FIELDS.unpack_from(head)
+    if size < PAYLOAD + width * count:
+        whole = PAYLOAD + width * count
+        raise UserError(f"{path} is cut off after {size:,} of {whole:,} bytes: write it anew.")
+    digest.update(head[: FIELDS.size])
+    if digest.digest() != head[FIELDS.size :]:
+        raise UserError(f"{path} is damaged, its checksum is wrong: write it anew.")
+    if version != 1:
+        raise UserError(f"{path} has format {version}, and this library reads format 1: write it anew.")
+    return width, count, vocab_size, text_bytes, tokenizer.hex()
+
+# %% ../nbs/02_data.ipynb #c036
+def _encode(document, tokenizer):
+    try:
+        ids = np.array(tokenizer.encode(document.text, bos=True, eos=True))
+    except UserError as error:
+        raise UserError(f"{document.source}/{document.name}: {error}") from None
+    assert 0 <= ids.min() and ids.max() < tokenizer.vocab_size, "the tokenizer left its vocabulary"
+    return ids
+
+# %% ../nbs/02_data.ipynb #c039
 def write_shard(
     path,
     documents,  # Documents, gone through once
@@ -143,16 +175,7 @@ def write_shard(
         file.write(fields + digest.digest())
     return Shard(path)
 
-
-def _encode(document, tokenizer):
-    try:
-        ids = np.array(tokenizer.encode(document.text, bos=True, eos=True))
-    except UserError as error:
-        raise UserError(f"{document.source}/{document.name}: {error}") from None
-    assert 0 <= ids.min() and ids.max() < tokenizer.vocab_size, "the tokenizer left its vocabulary"
-    return ids
-
-# %% ../nbs/02_data.ipynb #c036
+# %% ../nbs/02_data.ipynb #c041
 class Shard:
     "The tokens of one file, mapped into memory and verified when it is opened."
 
@@ -165,38 +188,15 @@ class Shard:
         width, count, self.vocab_size, self.text_bytes, self.tokenizer = _verified(path)
         if tokenizer is not None and tokenizer.fingerprint != self.tokenizer:
             theirs, yours = self.tokenizer[:8], tokenizer.fingerprint[:8]
-            raise UserError(f"{path} was written with another tokenizer (fingerprint {theirs}, yours {yours}):"
-                            " load that one, or write the shard anew.")
+            raise UserError(f"{path} was written with another tokenizer (fingerprint {theirs}, yours"
+                            f" {yours}): load that one, or write the shard anew.")
         mapped = np.memmap(path, f"<u{width}", mode="r", offset=PAYLOAD, shape=(count,))
         self.tokens = np.asarray(mapped)  # the same memory as a plain array: faster to cut from
 
     def __len__(self):
         return len(self.tokens)
 
-
-def _verified(path):
-    "What the header says, if header and tokens are as they were written."
-    try:
-        with open(path, "rb") as file:
-            head = file.read(PAYLOAD)
-            digest = hashlib.file_digest(file, "sha256")
-            size = file.tell()
-    except OSError as error:
-        raise UserError(f"cannot read the shard {path}: {error.strerror}; check the path.") from None
-    if len(head) < PAYLOAD or not head.startswith(MAGIC):
-        raise UserError(f"{path} is not a token shard of this library: give another path, or write it anew.")
-    _, version, width, count, vocab_size, text_bytes, tokenizer = FIELDS.unpack_from(head)
-    if size < PAYLOAD + width * count:
-        whole = PAYLOAD + width * count
-        raise UserError(f"{path} is cut off after {size:,} of {whole:,} bytes: write it anew.")
-    digest.update(head[: FIELDS.size])
-    if digest.digest() != head[FIELDS.size :]:
-        raise UserError(f"{path} is damaged, its checksum is wrong: write it anew.")
-    if version != 1:
-        raise UserError(f"{path} has format {version}, and this library reads format 1: write it anew.")
-    return width, count, vocab_size, text_bytes, tokenizer.hex()
-
-# %% ../nbs/02_data.ipynb #c044
+# %% ../nbs/02_data.ipynb #c049
 def mix(
     *numbers,  # integers or arrays of them
 ):
@@ -210,7 +210,7 @@ def mix(
             h = h ^ (h >> np.uint64(31))
         return h
 
-# %% ../nbs/02_data.ipynb #c048
+# %% ../nbs/02_data.ipynb #c053
 def shuffled(
     index,  # integers in [0, size)
     size,  # integers, one for all or one each
@@ -233,7 +233,7 @@ def shuffled(
         place = np.where(outside, walk(place), place)
     return place.astype(np.int64)
 
-# %% ../nbs/02_data.ipynb #c053
+# %% ../nbs/02_data.ipynb #c058
 def whole_parts(
     proportions: dict,  # name -> share; they sum to one
 ) -> dict:  # name -> count
@@ -250,7 +250,7 @@ def whole_parts(
         raise UserError(f"a proportion is too small ({named}): give it at least 0.0001, or leave it out.")
     return dict(zip(proportions, (counts // gcd(*counts.tolist())).tolist()))
 
-# %% ../nbs/02_data.ipynb #c056
+# %% ../nbs/02_data.ipynb #c061
 class Mixture:
     "Which sequence of which source stands in each row of a run: a function of seed and row alone."
 
@@ -274,38 +274,58 @@ class Mixture:
         self.size, self.seed = self.windows * int(self.counts.sum()), seed % 2**64
         self._block = lru_cache(maxsize=4)(self._block)
 
-    def _block(self, block):
-        number = block * self.windows + np.arange(self.windows)[:, None]
-        order = np.argsort(mix(self.seed, 0, number, np.arange(self.counts.sum())), axis=1, kind="stable")
-        source = np.repeat(np.arange(len(self.names)), self.counts)[order].ravel()
-        nth = np.empty(self.size, dtype=np.int64)  # the how-manieth row of its source this is
-        for s, count in enumerate(self.counts * self.windows):
-            nth[source == s] = block * count + np.arange(count)
-        epoch, index = np.divmod(nth, self.sequences[source])
-        return source, shuffled(index, self.sequences[source], mix(self.seed, 1, source, epoch))
+# %% ../nbs/02_data.ipynb #c063
+def _block(self, block):
+    number = block * self.windows + np.arange(self.windows)[:, None]
+    order = np.argsort(mix(self.seed, 0, number, np.arange(self.counts.sum())), axis=1, kind="stable")
+    source = np.repeat(np.arange(len(self.names)), self.counts)[order].ravel()
+    nth = np.empty(self.size, dtype=np.int64)  # the how-manieth row of its source this is
+    for s, count in enumerate(self.counts * self.windows):
+        nth[source == s] = block * count + np.arange(count)
+    epoch, index = np.divmod(nth, self.sequences[source])
+    return source, shuffled(index, self.sequences[source], mix(self.seed, 1, source, epoch))
 
-    def rows(
-        self,
-        start: int,  # rows are numbered from 0 through the whole run
-        stop: int,
-    ) -> tuple[np.ndarray, np.ndarray]:  # which of .names; which of its sequences
-        "What stands in the rows from `start` up to `stop`."
-        first = start // self.size
-        blocks = [self._block(block) for block in range(first, (stop - 1) // self.size + 1)]
-        return tuple(np.concatenate(part)[start - first * self.size : stop - first * self.size]
-                     for part in zip(*blocks))
 
-    def epochs(
-        self,
-        rows: int,
-    ) -> dict:  # name -> 1.0 when every sequence was seen once
-        "How often each source has been gone through after so many rows."
-        blocks, rest = divmod(rows, self.size)
-        seen = blocks * self.windows * self.counts
-        seen = seen + np.bincount(self._block(blocks)[0][:rest], minlength=len(self.names))
-        return dict(zip(self.names, (seen / self.sequences).tolist()))
+def rows(
+    self,
+    start: int,  # rows are numbered from 0 through the whole run
+    stop: int,
+) -> tuple[np.ndarray, np.ndarray]:  # which of .names; which of its sequences
+    "What stands in the rows from `start` up to `stop`."
+    first = start // self.size
+    blocks = [self._block(block) for block in range(first, (stop - 1) // self.size + 1)]
+    return tuple(np.concatenate(part)[start - first * self.size : stop - first * self.size]
+                 for part in zip(*blocks))
 
-# %% ../nbs/02_data.ipynb #c060
+Mixture._block, Mixture.rows = _block, rows
+
+# %% ../nbs/02_data.ipynb #c066
+def epochs(
+    self,
+    rows: int,
+) -> dict:  # name -> 1.0 when every sequence was seen once
+    "How often each source has been gone through after so many rows."
+    blocks, rest = divmod(rows, self.size)
+    seen = blocks * self.windows * self.counts
+    seen = seen + np.bincount(self._block(blocks)[0][:rest], minlength=len(self.names))
+    return dict(zip(self.names, (seen / self.sequences).tolist()))
+
+Mixture.epochs = epochs
+
+# %% ../nbs/02_data.ipynb #c070
+def _check(shards, seq_len, batch_size):
+    "Raises `UserError` for shards that cannot be cut into such sequences or do not belong together."
+    if seq_len < 1 or batch_size < 1:
+        raise UserError(f"{batch_size} sequences of {seq_len} tokens are no batch: choose at least 1.")
+    for name, shard in shards.items():
+        if len(shard.tokens) <= seq_len:
+            raise UserError(f"{shard.path} ({name}) has {len(shard.tokens):,} tokens, and one sequence"
+                            f" takes {seq_len + 1:,}: add text, or choose a shorter seq_len.")
+    if len({shard.tokenizer for shard in shards.values()}) > 1:
+        raise UserError(f"{', '.join(str(s.path) for s in shards.values())} were written with different"
+                        " tokenizers: write them anew with one.")
+
+# %% ../nbs/02_data.ipynb #c071
 class Loader:
     "Batches from a mixture of shards. Every batch is a function of the seed and the step alone."
 
@@ -317,38 +337,11 @@ class Loader:
         batch_size: int,  # B, over all ranks together
         seed: int = 0,
     ):
-        if seq_len < 1 or batch_size < 1:
-            raise UserError(f"{batch_size} sequences of {seq_len} tokens are no batch: choose at least 1.")
-        for name, shard in shards.items():
-            if len(shard.tokens) <= seq_len:
-                raise UserError(f"{shard.path} ({name}) has {len(shard.tokens):,} tokens, and one sequence"
-                                f" takes {seq_len + 1:,}: add text, or choose a shorter seq_len.")
-        if len({shard.tokenizer for shard in shards.values()}) > 1:
-            raise UserError(f"{', '.join(str(s.path) for s in shards.values())} were written with different"
-                            " tokenizers: write them anew with one.")
+        _check(shards, seq_len, batch_size)
         sequences = {name: (len(shard.tokens) - 1) // seq_len for name, shard in shards.items()}
         self.mixture = Mixture(sequences, proportions, seed)
         self.tokens = [shards[name].tokens for name in self.mixture.names]
         self.seq_len, self.batch_size = seq_len, batch_size
-
-    def batch(
-        self,
-        step: int,  # from 0
-        rank: int = 0,  # the number of this process
-        world_size: int = 1,  # so many processes share the batch
-    ) -> torch.Tensor:  # (B / world_size, T + 1): inputs are [:, :-1], targets [:, 1:]
-        "This rank's rows of the batch; those of all ranks, one below the other, are the batch of one rank."
-        if self.batch_size % world_size:
-            raise UserError(f"{self.batch_size} sequences cannot be shared evenly by {world_size} processes:"
-                            " choose a batch size that is a multiple.")
-        if step < 0 or not 0 <= rank < world_size:
-            raise ValueError(f"there is no step {step}, or no rank {rank} of {world_size}")
-        B, T = self.batch_size // world_size, self.seq_len
-        start = step * self.batch_size + rank * B
-        out = np.empty((B, T + 1), dtype=np.int64)
-        for row, source, i in zip(out, *(part.tolist() for part in self.mixture.rows(start, start + B))):
-            row[:] = self.tokens[source][i * T : i * T + T + 1]
-        return torch.from_numpy(out)
 
     def epochs(
         self,
@@ -356,3 +349,25 @@ class Loader:
     ) -> dict:  # name -> 1.0 when every sequence was seen once
         "How often each source has been gone through after so many steps."
         return self.mixture.epochs(steps * self.batch_size)
+
+# %% ../nbs/02_data.ipynb #c072
+def batch(
+    self,
+    step: int,  # from 0
+    rank: int = 0,  # the number of this process
+    world_size: int = 1,  # so many processes share the batch
+) -> torch.Tensor:  # (B / world_size, T + 1): inputs are [:, :-1], targets [:, 1:]
+    "This rank's rows of the batch; those of all ranks, one below the other, are the batch of one rank."
+    if self.batch_size % world_size:
+        raise UserError(f"{self.batch_size} sequences cannot be shared evenly by {world_size} processes:"
+                        " choose a batch size that is a multiple.")
+    if step < 0 or not 0 <= rank < world_size:
+        raise ValueError(f"there is no step {step}, or no rank {rank} of {world_size}")
+    B, T = self.batch_size // world_size, self.seq_len
+    start = step * self.batch_size + rank * B
+    out = np.empty((B, T + 1), dtype=np.int64)
+    for row, source, i in zip(out, *(part.tolist() for part in self.mixture.rows(start, start + B))):
+        row[:] = self.tokens[source][i * T : i * T + T + 1]
+    return torch.from_numpy(out)
+
+Loader.batch = batch

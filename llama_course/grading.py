@@ -549,12 +549,13 @@ def plot_refusals(*exercises: Exercise):
     import matplotlib.pyplot as plt
 
     rows = [(f"{task.name}: {name}", look) for task in exercises for name, look, _ in refusals(task)]
-    fig, ax = plt.subplots(figsize=(6.4, 0.8 + 0.2 * len(rows)))
+    fig, ax = plt.subplots(figsize=(7.2, 0.8 + 0.2 * len(rows)))
     for y, (_, look) in enumerate(rows):
         at = LOOKS.index(look) if look in LOOKS else len(LOOKS)
         ax.scatter(range(at), [-y] * at, marker="s", s=60, color="C2")
         ax.scatter(at, -y, marker="X", s=60, color="C1")
-    ax.set(title="squares: passed, crosses: refused", xlim=(-0.5, 3.5), xticks=range(4), xticklabels=LOOKS)
+    ax.set(title="square: passed, cross: refused", xlim=(-0.5, 3.5), ylim=(0.7 - len(rows), 0.7))
+    ax.set_xticks(range(4), LOOKS, fontsize=8)
     ax.set_yticks([-y for y in range(len(rows))], [label for label, _ in rows], fontsize=7)
     ax.grid(False)
 

@@ -15,14 +15,7 @@ from torch import Tensor, nn
 class AdamW:
     "Adam with weight decay beside it, written out. (Loshchilov and Hutter 2019, algorithm 2; LLaMA sec. 2.3)"
 
-    def __init__(
-        self,
-        params,  # the tensors to train
-        lr: float,
-        betas=(0.9, 0.95),  # how much of the past the two averages keep
-        eps: float = 1e-8,  # keeps the division finite; not stated in the paper
-        weight_decay: float = 0.1,
-    ):
+    def __init__(self, params, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
         self.params = list(params)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.steps = 0
@@ -43,8 +36,7 @@ class AdamW:
 
     def zero_grad(self):
         "Forgets the gradients."
-        for p in self.params:
-            p.grad = None
+        for p in self.params: p.grad = None
 
 # %% ../nbs/10_optimizer.ipynb #c029
 def cosine_lr(
@@ -67,7 +59,7 @@ def clip_grad_norm(
     params,
     max_norm: float = 1.0,
 ) -> Tensor:  # scalar: the norm before clipping
-    "Scales all gradients by one factor, so that together they are no longer than `max_norm`. (LLaMA sec. 2.3)"
+    "Scales all gradients by one factor, so that together they are not longer than `max_norm`. (sec. 2.3)"
     grads = [p.grad for p in params if p.grad is not None]
     norm = torch.stack([g.norm() for g in grads]).norm()
     scale = max_norm / (norm + 1e-6)

@@ -33,9 +33,10 @@ def disk_errors(
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder.") from None
+        raise UserError(f"cannot write {path}: {error.strerror};"
+                        " free some space or choose another folder.") from None
 
-
+# %% ../nbs/00_safety.ipynb #c012
 @contextmanager
 def atomic_write(
     path,  # the file to write; its folder is made if it is missing
@@ -54,7 +55,7 @@ def atomic_write(
     finally:
         beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
 
-# %% ../nbs/00_safety.ipynb #c017
+# %% ../nbs/00_safety.ipynb #c019
 def fingerprint(
     path,  # a file
 ) -> str:  # 64 hexadecimal digits
@@ -62,7 +63,7 @@ def fingerprint(
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../nbs/00_safety.ipynb #c020
+# %% ../nbs/00_safety.ipynb #c022
 def write_json(
     path,
     value,  # anything that JSON can hold
@@ -83,7 +84,7 @@ def read_json(
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not readable JSON ({error}): restore it, or make it anew.") from None
 
-# %% ../nbs/00_safety.ipynb #c023
+# %% ../nbs/00_safety.ipynb #c025
 @contextmanager
 def only_one(
     folder,  # made if it is missing
@@ -101,5 +102,6 @@ def only_one(
                 import fcntl
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder} is in use by another process: wait for its end, or choose another folder.") from None
+            raise UserError(f"{folder} is in use by another process: wait for its end,"
+                            " or choose another folder.") from None
         yield

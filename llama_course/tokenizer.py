@@ -45,6 +45,17 @@ GUARD = "\U0010ffff"  # no character, and in no piece
 PROBE = f" two  spaces\tand a tab\r\n½ ﬁ e\u0301 🦙\0{META}{META} {GUARD} 2023"
 
 
+def _check(text):
+    "Raises `UserError` for what is no text or cannot be written in UTF-8."
+    if not isinstance(text, str):
+        raise UserError(f"the tokenizer takes text, and got {type(text).__name__} ({repr(text)[:40]}).")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"character {error.start} of the text is {text[error.start]!a}, half of a"
+                        " surrogate pair, which no UTF-8 file can hold: remove or replace it.") from None
+
+# %% ../nbs/03_tokenizer.ipynb #c026
 class Tokenizer:
     "Text to token ids and back without loss, by a SentencePiece model such as LLaMA's. (sec. 2.1)"
 
@@ -69,76 +80,40 @@ class Tokenizer:
                             " without normalization, as LLaMA's.")
 
     @classmethod
-    def load(
-        cls,
-        path,
-    ):
+    def load(cls, path):
         "The tokenizer in the file. Raises `UserError` if it is missing, damaged, or would lose characters."
         return cls(path)
 
-    @classmethod
-    def train(
-        cls,
-        texts,  # an iterable of str
-        vocab_size: int,  # V, with 3 control tokens and 256 bytes among them
-        path,  # where the model is written, whole or not at all
-        max_bytes: int = 10_000_000,  # of more text an even sample of the lines is taken
-    ):
-        "A tokenizer with LLaMA's settings; the same texts give the same file."
-        if isinstance(texts, str):
-            raise UserError("a tokenizer is trained on many texts, and got one: put it into a list.")
-        model = io.BytesIO()
-        try:
-            spm.SentencePieceTrainer.train(sentence_iterator=iter(training_lines(texts, max_bytes)),
-                                           model_writer=model, vocab_size=vocab_size, **SETTINGS)
-        except UnicodeEncodeError as error:
-            line = error.object[:40]
-            raise UserError(f"a text has half of a surrogate pair ({line!a}): remove it.") from None
-        except RuntimeError as error:
-            raise UserError(_explain(str(error), vocab_size)) from None
-        with atomic_write(path) as file:
-            file.write(model.getvalue())
-        return cls(path)
-
-    def encode(
-        self,
-        text: str,
-        bos: bool = False,  # begin with BOS
-        eos: bool = False,  # end with EOS
-    ) -> list[int]:
-        "The ids of the text's pieces. Raises `UserError` for what is no text or cannot be written in UTF-8."
-        if not isinstance(text, str):
-            raise UserError(f"the tokenizer takes text, and got {type(text).__name__} ({repr(text)[:40]}).")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"character {error.start} of the text is {text[error.start]!a}, half of a"
-                            " surrogate pair, which no UTF-8 file can hold: remove or replace it.") from None
-        first, *rest = text.split(META)
-        ids = self._model.encode(first)
-        for part in rest:
-            ids += self._meta_ids + self._model.encode(GUARD + part)[len(self._guard_ids) :]
-        return [self.bos_id] * bos + ids + [self.eos_id] * eos
-
-    def decode(
-        self,
-        ids,  # token ids; BOS and EOS leave no trace
-    ) -> str:
-        "The text of the ids; bytes that are not UTF-8 become U+FFFD."
-        ids = [int(i) for i in ids]
-        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
-            most = self.vocab_size - 1
-            raise UserError(f"{wrong[0]} is no token of {self.path}: ids go from 0 to {most}.")
-        return self._model.decode(ids)
-
-    def piece(
-        self,
-        i: int,  # a token id
-    ) -> str:
-        "How the model writes the token: `▁` for a space, `<0x0A>` for a byte."
-        return self._model.id_to_piece(i)
+# %% ../nbs/03_tokenizer.ipynb #c027
+def encode(
+    self,
+    text: str,
+    bos: bool = False,  # begin with BOS
+    eos: bool = False,  # end with EOS
+) -> list[int]:
+    "The ids of the text's pieces. Raises `UserError` for what is no text or cannot be written in UTF-8."
+    _check(text)
+    first, *rest = text.split(META)
+    ids = self._model.encode(first)
+    for part in rest:
+        ids += self._meta_ids + self._model.encode(GUARD + part)[len(self._guard_ids) :]
+    return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
 
+def decode(
+    self,
+    ids,  # token ids; BOS and EOS leave no trace
+) -> str:
+    "The text of the ids; bytes that are not UTF-8 become U+FFFD."
+    ids = [int(i) for i in ids]
+    if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+        most = self.vocab_size - 1
+        raise UserError(f"{wrong[0]} is no token of {self.path}: ids go from 0 to {most}.")
+    return self._model.decode(ids)
+
+Tokenizer.encode, Tokenizer.decode = encode, decode
+
+# %% ../nbs/03_tokenizer.ipynb #c031
 def _explain(message, vocab_size):
     "SentencePiece's complaint in words that say what to do."
     if "sentences_.empty" in message:
@@ -150,3 +125,39 @@ def _explain(message, vocab_size):
         return (f"a vocabulary of {vocab_size:,} has no room for the 256 bytes, 3 control tokens and the"
                 f" text's characters: choose more than {int(least[1]):,}.")
     return f"SentencePiece cannot make a vocabulary of {vocab_size:,} pieces from this text: {message}"
+
+# %% ../nbs/03_tokenizer.ipynb #c032
+def train(
+    cls,
+    texts,  # an iterable of str
+    vocab_size: int,  # V, with 3 control tokens and 256 bytes among them
+    path,  # where the model is written, whole or not at all
+    max_bytes: int = 10_000_000,  # of more text an even sample of the lines is taken
+):
+    "A tokenizer with LLaMA's settings; the same texts give the same file."
+    if isinstance(texts, str):
+        raise UserError("a tokenizer is trained on many texts, and got one: put it into a list.")
+    model = io.BytesIO()
+    try:
+        spm.SentencePieceTrainer.train(sentence_iterator=iter(training_lines(texts, max_bytes)),
+                                       model_writer=model, vocab_size=vocab_size, **SETTINGS)
+    except UnicodeEncodeError as error:
+        line = error.object[:40]
+        raise UserError(f"a text has half of a surrogate pair ({line!a}): remove it.") from None
+    except RuntimeError as error:
+        raise UserError(_explain(str(error), vocab_size)) from None
+    with atomic_write(path) as file:
+        file.write(model.getvalue())
+    return cls(path)
+
+Tokenizer.train = classmethod(train)
+
+# %% ../nbs/03_tokenizer.ipynb #c036
+def piece(
+    self,
+    i: int,  # a token id
+) -> str:
+    "How the model writes the token: `▁` for a space, `<0x0A>` for a byte."
+    return self._model.id_to_piece(i)
+
+Tokenizer.piece = piece

@@ -355,8 +355,12 @@ def f():
 for _ in range(3): threading.Thread(target=f).start()""", 10),
     "ends a little later": (NORM, """import os, threading
 threading.Timer(0.05, lambda: os._exit(0)).start()""", 10),
-    "ends while it is judged": (NORM, """import os, threading
-threading.Timer(0.5, lambda: os._exit(0)).start()""", 10),
+    "ends while it is judged": (NORM.replace("    wide", "    seen.append(x)\n    wide", 1) + "seen = []", """
+import os, threading, time
+def end():
+    while not seen: time.sleep(0.001)
+    os._exit(0)
+threading.Thread(target=end).start()""", 10),
     "definitions that end": (NORM, "import os\ndef f(x=os._exit(0)): pass", 10),
     "waits for input": (NORM, "input('password?')", 10),
     "writes to every descriptor": (NORM, """import os

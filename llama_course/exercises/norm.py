@@ -313,7 +313,7 @@ def _(x, weight, eps):
         return _right_gradients(x, w, r, g, eps)[0], (g * x * r).flatten(0, -2).mean(0)
     return _lean(gradients)(x, weight, eps)
 
-@lean_rms_norm.mistake("the gradient of weight is taken from x, not from the normalized x", hint=2)
+@lean_rms_norm.mistake("the gradient of weight without the scale", hint=2)
 def _(x, weight, eps):
     "weight multiplies x r, so its gradient is g x r."
     def gradients(x, w, r, g, eps): return _right_gradients(x, w, r, g, eps)[0], _over_rows(g * x)
