@@ -312,7 +312,7 @@ def epochs(
 
 Mixture.epochs = epochs
 
-# %% ../nbs/02_data.ipynb #c070
+# %% ../nbs/02_data.ipynb #c071
 def _check(shards, seq_len, batch_size):
     "Raises `UserError` for shards that cannot be cut into such sequences or do not belong together."
     if seq_len < 1 or batch_size < 1:
@@ -325,7 +325,7 @@ def _check(shards, seq_len, batch_size):
         raise UserError(f"{', '.join(str(s.path) for s in shards.values())} were written with different"
                         " tokenizers: write them anew with one.")
 
-# %% ../nbs/02_data.ipynb #c071
+# %% ../nbs/02_data.ipynb #c072
 class Loader:
     "Batches from a mixture of shards. Every batch is a function of the seed and the step alone."
 
@@ -350,7 +350,7 @@ class Loader:
         "How often each source has been gone through after so many steps."
         return self.mixture.epochs(steps * self.batch_size)
 
-# %% ../nbs/02_data.ipynb #c072
+# %% ../nbs/02_data.ipynb #c073
 def batch(
     self,
     step: int,  # from 0

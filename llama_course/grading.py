@@ -544,11 +544,13 @@ def refusals(
         rows.append((mistake.name, look, any(f'"{mistake.name}"' in message for message in report.messages)))
     return rows
 
-def plot_refusals(*exercises: Exercise):
+def plot_refusals(
+    tables: dict,  # name of the exercise -> its refusals
+):
     "One row a mistake, one column a look: which look refuses it."
     import matplotlib.pyplot as plt
 
-    rows = [(f"{task.name}: {name}", look) for task in exercises for name, look, _ in refusals(task)]
+    rows = [(f"{task}: {name}", look) for task, table in tables.items() for name, look, _ in table]
     fig, ax = plt.subplots(figsize=(7.2, 0.8 + 0.2 * len(rows)))
     for y, (_, look) in enumerate(rows):
         at = LOOKS.index(look) if look in LOOKS else len(LOOKS)
@@ -778,7 +780,7 @@ def _settle(sock):
     for stream in (0, 1, 2): os.dup2(silence, stream)
     os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), limits["home"]))
     tempfile.tempdir = limits["home"]
-    if linux: os.setsid()  # a session of its own, so that it can be ended as a whole
+    with contextlib.suppress(OSError, AttributeError): os.setsid()  # its own session, to be ended as a whole
     fenced = linux and _fence(limits["home"].encode())
     if fenced and (child := os.fork()):  # a namespace of processes begins with the next child
         _send(sock, {"session": child, "fenced": True})
@@ -960,6 +962,13 @@ class _Cells(NamedTuple):
     sources: list  # (number, source) of the code cells, nbgrader's test cells left out: the judge is one
     claims: list  # names of the exercises that it has to do with
 
+def _marks(cell: dict) -> dict:
+    "What nbgrader has noted about a cell."
+    meta = cell.get("metadata")
+    marks = meta.get("nbgrader") if isinstance(meta, dict) else None
+    return marks if isinstance(marks, dict) else {}
+
+# %% ../nbs/20_grading.ipynb #c105
 def _read_notebook(path: Path) -> _Cells:
     "The code cells of a notebook file."
     try:
@@ -971,9 +980,9 @@ def _read_notebook(path: Path) -> _Cells:
         raise UserError(f"{path} is no notebook of format 4, it has no cells: open and save it in JupyterLab")
     sources, marked = [], set()
     for number, cell in enumerate(cells, 1):
-        source, meta = cell.get("source", ""), cell.get("metadata", {}).get("nbgrader", {})
+        source, meta = cell.get("source", ""), _marks(cell)
         source = "".join(map(str, source)) if isinstance(source, list) else str(source)
-        marked.add(meta.get("grade_id"))
+        marked.add(str(meta.get("grade_id")))
         if cell.get("cell_type") == "code" and not (meta.get("grade") and not meta.get("solution")):
             sources.append((number, source))
     code = "\n".join(source for _, source in sources)
@@ -981,7 +990,7 @@ def _read_notebook(path: Path) -> _Cells:
         return re.search(rf"^(?:def|class) +{name}\b|^{name} *=|\bimport\b.*\b{name}\b", code, re.MULTILINE)
     return _Cells(path, sources, [name for name in load_exercises() if name in marked or defined(name)])
 
-# %% ../nbs/20_grading.ipynb #c107
+# %% ../nbs/20_grading.ipynb #c108
 class _Run:
     "A notebook in a worker, begun again whenever a worker is lost."
 
@@ -1005,7 +1014,7 @@ class _Run:
     def note(self, number: int, text: str):
         if text: self.notes.setdefault((number, text), f"cell {number}: {text}")
 
-# %% ../nbs/20_grading.ipynb #c108
+# %% ../nbs/20_grading.ipynb #c109
 def _run_cells(self) -> bool:
     "Runs the cells; False where one of them broke the worker. Then it is cut down."
     for number, source in self.cells.sources:
@@ -1030,7 +1039,7 @@ def _run_cells(self) -> bool:
 
 _Run.run_cells = _run_cells
 
-# %% ../nbs/20_grading.ipynb #c111
+# %% ../nbs/20_grading.ipynb #c112
 def _grade_answers(run: _Run, tasks: list, seed: int) -> dict:
     "Exercise -> report, or a message, each judged in a worker that no other answer has broken."
     results, path = {}, run.cells.path
@@ -1053,7 +1062,7 @@ def _judge_in(run: _Run, task: Exercise, seed: int):
         run.start(bare=not bare)
     return message
 
-# %% ../nbs/20_grading.ipynb #c112
+# %% ../nbs/20_grading.ipynb #c113
 def _grade_notebook(cells: _Cells, limits: Limits, seed: int) -> tuple:
     "Rows for the exercises of a notebook, and notes about it."
     chapters = {EXERCISES[name].chapter for name in cells.claims}
@@ -1070,7 +1079,7 @@ def _grade_notebook(cells: _Cells, limits: Limits, seed: int) -> tuple:
                      "passed": report.passed, "messages": report.messages})
     return rows, [f"{cells.path}: {note}" for note in run.notes.values()]
 
-# %% ../nbs/20_grading.ipynb #c113
+# %% ../nbs/20_grading.ipynb #c114
 def grade(
     path,  # a notebook, or a folder of notebooks
     limits: Limits = Limits(),  # of time and memory, for each notebook
@@ -1096,7 +1105,7 @@ def grade(
         result["notes"] += [f"{cells.path}: {'graded' if rows else 'no exercise in it'}"] + notes
     return result
 
-# %% ../nbs/20_grading.ipynb #c119
+# %% ../nbs/20_grading.ipynb #c120
 def gradescope(
     result: dict,  # from `grade`
 ) -> dict:
@@ -1106,7 +1115,7 @@ def gradescope(
              for row in result["exercises"]]
     return {"tests": tests, "output": "\n".join(result["notes"]), "visibility": "visible"}
 
-# %% ../nbs/20_grading.ipynb #c122
+# %% ../nbs/20_grading.ipynb #c123
 def generate_exercises(
     solutions: str | Path = "solutions",  # folder of the solved notebooks
     exercises: str | Path = "exercises",  # folder that gets the notebooks without solutions

@@ -316,7 +316,7 @@ def show(bar: tqdm, line: dict):
     bar.set_postfix_str(f"loss {line['loss']:.3f}, lr {line['lr']:.1e}, {speed}", refresh=False)
     bar.update()
 
-# %% ../nbs/11_training.ipynb #c053
+# %% ../nbs/11_training.ipynb #c052
 def train(
     model: nn.Module,  # is trained in place
     shards: dict,  # source -> Shard
@@ -341,7 +341,7 @@ def train(
             if asked and not last: raise Stopped(step + 1, asked[0])
     metrics.close()
 
-# %% ../nbs/11_training.ipynb #c060
+# %% ../nbs/11_training.ipynb #c059
 @torch.no_grad()
 def bits_per_byte(
     model: nn.Module,
@@ -359,7 +359,7 @@ def bits_per_byte(
             nats += count * loss_of(model, batch).double().item()
     return nats / math.log(2) / text_bytes
 
-# %% ../nbs/11_training.ipynb #c066
+# %% ../nbs/11_training.ipynb #c065
 def measure(
     model: nn.Module,  # gets its weights back afterwards
     shards: dict,
@@ -379,7 +379,7 @@ def measure(
         tensor.copy_(before[name])
     return sorted(taken[2:])[len(taken[2:]) // 2]
 
-# %% ../nbs/11_training.ipynb #c069
+# %% ../nbs/11_training.ipynb #c068
 def has_bfloat16() -> bool:
     "Whether the processor (or the GPU) multiplies bfloat16 itself; elsewhere float32 is faster."
     if torch.cuda.is_available():
@@ -404,7 +404,7 @@ def memory_gib() -> float | None:
     except (AttributeError, ValueError, OSError):
         return None
 
-# %% ../nbs/11_training.ipynb #c070
+# %% ../nbs/11_training.ipynb #c069
 def machine() -> dict:
     "What this computer has that matters to a run."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -177,7 +177,8 @@ def test_own_text_that_is_none(call, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("too short\n")
     refused(call("train", tmp_path / "no.txt", "--run", new)[:2] + ("llama-course: x\n",))
-    for name, words in (("no.txt", "no.txt"), ("picture.txt", "UTF-8"), ("empty.txt", "too little"), ("short.txt", "too little")):
+    told = {"no.txt": "no.txt", "picture.txt": "UTF-8", "empty.txt": "too little", "short.txt": "too little"}
+    for name, words in told.items():
         status, out, err = call("train", tmp_path / name, "--run", new, "--steps", 1)
         refused((status, out, err.splitlines(True)[-1]), words)
     refused(call("train", tmp_path / "short.txt", "--run", new, "--model", "8B"), "8B", "demo")

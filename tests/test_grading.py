@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -523,6 +524,34 @@ def test_limits_are_those_that_were_asked_for(tmp_path):
     assert points(result)["rms_norm"] == 10  # broken often: run by its definitions
 
 
+def test_workers_without_a_nursery(tmp_path, monkeypatch):
+    "As on a system that cannot fork: each worker is a fresh Python."
+    monkeypatch.setattr(grading, "_hand_over", lambda sock: grading._spawn(sock, "_settle"))
+    result = grade(write(tmp_path, NORM, "import os\nos._exit(0)", BLOCK), QUICK)
+    assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 10}, result
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="no ps")
+def test_the_census_by_ps_as_on_a_mac(monkeypatch):
+    group = os.getpgid(0)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    count, held = grading._census(group)
+    assert count >= 1 and held > 1 << 26
+
+
+@linux
+def test_workers_end_with_a_judge_that_is_killed(tmp_path):
+    path = write(tmp_path, NORM, "import subprocess\nsubprocess.run(['sleep', '7654322'])")
+    code = f"from llama_course.grading import grade; grade({str(path)!r})"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # what it leaves behind when it is killed
+    judge = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
+    end = time.monotonic() + 60
+    while not running("7654322") and time.monotonic() < end: time.sleep(0.05)
+    assert running("7654322")
+    judge.kill(), judge.wait()
+    assert gone("7654322")
+
+
 def test_the_last_definition_counts(tmp_path):
     assert points(grade(write(tmp_path, NORM, WRONG), QUICK))["rms_norm"] == 0
     assert points(grade(write(tmp_path, WRONG, NORM), QUICK))["rms_norm"] == 10
@@ -552,7 +581,8 @@ def test_bad_paths_are_told_in_one_line(tmp_path):
     write(two, NORM, name="a.ipynb"), write(two, NORM, name="b.ipynb"), write(none, "def other(): pass")
     files = {"text.ipynb": b"hello", "binary.ipynb": bytes(range(256)), "list.ipynb": b"[1]",
              "nocells.ipynb": b'{"a": 1}', "old.ipynb": b'{"worksheets": [], "nbformat": 3}',
-             "cells.ipynb": b'{"cells": [1]}', "deep.ipynb": b"[" * 10**6}
+             "cells.ipynb": b'{"cells": [1]}', "deep.ipynb": b"[" * 10**6,
+             "odd.ipynb": b'{"cells": [{"metadata": {"nbgrader": [1]}}, {"metadata": null, "source": 3}]}'}
     for name, data in files.items(): (tmp_path / name).write_bytes(data)
     for path in (tmp_path / "missing.ipynb", empty, two, none, *(tmp_path / name for name in files)):
         with pytest.raises(UserError) as error: grade(path)
