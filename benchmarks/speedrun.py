@@ -10,7 +10,7 @@
 
 All have the same tokenizer, the same batches and the same held-out documents. They train in turns of a few seconds,
 and only the seconds of their own steps count (loading the batch too; compiling and the first two steps do not).
-Each has the peak learning rate of GRID that was best for it; --grid runs all of them.
+Ours has the recipe's peak learning rate, the others that of RATES; --grid gives every contestant each rate of GRID.
 """
 import json
 import math
@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -27,16 +26,16 @@ from torch import nn
 
 from _shared import Logits, machine, markdown
 from llama_course.attention import attend
-from llama_course.data import Loader, shakespeare, standard_library
-from llama_course.demo import PROPORTIONS, Run, prepare
+from llama_course.data import shakespeare, standard_library
+from llama_course.demo import DEMO, WARMUP, Run, divide, make_shards, make_tokenizer
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings
 from llama_course.optimizer import cosine_lr
-from llama_course.training import Recipe, Step, bits_per_byte, can_compile, has_bfloat16
+from llama_course.training import Recipe, Step, bits_per_byte, can_compile, has_bfloat16, make_loader
 
 warnings.filterwarnings("ignore", message=".*complex operators.*")
-GRID = (1e-3, 2e-3, 4e-3, 8e-3)
+GRID = (1e-3, 2e-3, 4e-3)
+RATES = {"GPT-2 style": 2e-3, "transformers": 2e-3}
 TURN = 5.0  # seconds
-BEST_GPT2, BEST_TRANSFORMERS = 4e-3, 4e-3
 
 
 class Gpt2Block(nn.Module):
@@ -95,7 +94,7 @@ class Contestant:
 
     def __init__(self, name, lr, config, recipe):
         torch.manual_seed(recipe.seed)
-        self.name, self.lr, self.steps, self.seconds, self.warmup = name, lr, 0, 0.0, 0.05
+        self.name, self.lr, self.steps, self.seconds = name, lr, 0, 0.0
         if name == "transformers":
             from transformers import LlamaConfig as HfConfig
             from transformers import LlamaForCausalLM
@@ -106,7 +105,7 @@ class Contestant:
         ours = Llama(config)
         self.model = ours if name == "ours" else gpt2_of_size(config, recipe.seq_len, count(ours))
         self.step = Step(self.model, recipe)
-        self.schedule = lambda share: cosine_lr(int(share * 10_000), 10_000, lr, int(self.warmup * 10_000))
+        self.schedule = lambda share: cosine_lr(int(share * 10_000), 10_000, lr, int(WARMUP * 10_000))
 
     def warm_up(self, batch):
         "Compiles; leaves weights and optimizer as they were."
@@ -147,24 +146,28 @@ def main(
     as_json: bool = typer.Option(False, "--json", help="one object on standard output"),
 ):
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer, shards, held_out = prepare(
-            Run(folder), {"shakespeare": shakespeare, "python": standard_library}, LlamaConfig.from_name("demo").vocab_size)
-        config = LlamaConfig.from_name("demo", vocab_size=tokenizer.vocab_size)
-        recipe = Recipe(steps=1, proportions=PROPORTIONS, seed=seed, compile=can_compile(),
+        run = Run(folder)
+        run.note(settings=DEMO)
+        sources = {"shakespeare": shakespeare, "python": standard_library}
+        texts = {name: divide(name, documents()) for name, documents in sources.items()}
+        tokenizer = make_tokenizer(run, lambda: texts)
+        shards, held_out = make_shards(run, sources, lambda: texts, tokenizer)
+        config = LlamaConfig.from_name(DEMO["model"], vocab_size=tokenizer.vocab_size)
+        recipe = Recipe(1, DEMO["proportions"], seed=seed, compile=can_compile(),
                         precision="bfloat16" if has_bfloat16() else "float32")
-        best = {"ours": recipe.lr, "GPT-2 style": BEST_GPT2, "transformers": BEST_TRANSFORMERS}
-        chosen = [(n, lr) for n in best for lr in (GRID if grid else [best[n]])]
+        rates = {"ours": recipe.lr, **RATES}
+        chosen = [(name, lr) for name in rates for lr in (GRID if grid else [rates[name]])]
         runs = [Contestant(name, lr, config, recipe) for name, lr in chosen]
-        loader = Loader(shards, recipe.proportions, recipe.seq_len, recipe.batch_size, recipe.seed)
-        for run in runs:
-            run.warm_up(loader.batch(0))
+        loader = make_loader(shards, recipe)
+        for one in runs:
+            one.warm_up(loader.batch(0))
         budget = 60 * minutes
         for turn in range(math.ceil(budget / TURN)):
-            for run in runs[turn % len(runs):] + runs[: turn % len(runs)]:
-                run.train(loader, min(budget, TURN * (turn + 1)), budget)
+            for one in runs[turn % len(runs):] + runs[: turn % len(runs)]:
+                one.train(loader, min(budget, TURN * (turn + 1)), budget)
             print(f"{runs[0].seconds:.0f} of {budget:.0f} s: "
-                  + ", ".join(f"{run.name} {run.last:.2f}" for run in runs), file=sys.stderr, flush=True)
-        table = [judge(run, recipe, held_out) for run in runs]
+                  + ", ".join(f"{one.name} {one.last:.2f}" for one in runs), file=sys.stderr, flush=True)
+        table = [judge(one, recipe, held_out) for one in runs]
     result = {"machine": machine(), "minutes": minutes, "seed": seed, "contestants": table}
     print(json.dumps(result, indent=1) if as_json else in_words(result))
 

@@ -80,7 +80,7 @@ def settle(
 ) -> dict:
     "The run's settings; once it has a result they stay. Raises `UserError` if others are wanted now."
     wanted = {name: value for name, value in wanted.items() if value is not None}
-    if "settings" not in run and any(not p.name.startswith(".") for p in run.folder.iterdir()):
+    if not run.path.exists() and any(not p.name.startswith(".") for p in run.folder.iterdir()):
         raise UserError(f"{run.folder} holds other files and no run: choose another folder.")
     if "tokenizer" not in run:  # the first result of a run
         run.note(settings=defaults | wanted, version=__version__)

@@ -223,13 +223,13 @@ class Metrics:
 
 # %% ../nbs/11_training.ipynb #c041
 class Stopped(KeyboardInterrupt):
-    "The run was asked to stop, and has saved its state."
+    "The run was asked to stop, and goes on from what is saved."
 
-    def __init__(self, step: int, number: int):  # steps done; the signal
-        super().__init__(f"stopped after step {step}, which is saved")
-        self.step, self.number = step, number
+    def __init__(self, number: int, message: str = "stopped"):  # the signal; what was done
+        super().__init__(message)
+        self.number = number
 
-
+# %% ../nbs/11_training.ipynb #c042
 @contextmanager
 def stop_signals():
     "A list that Ctrl-C and SIGTERM put their number in; a second signal ends the process as it always did."
@@ -239,17 +239,17 @@ def stop_signals():
     caught, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def take_back():
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items(): signal.signal(number, handler)
 
-    for number in before:
-        signal.signal(number, lambda number, frame: (take_back(), caught.append(number)))
-    try:
-        yield caught
-    finally:
-        take_back()
+    for number in before: signal.signal(number, lambda number, frame: (take_back(), caught.append(number)))
+    try: yield caught
+    except UserError: raise
+    except Exception:
+        if not caught: raise
+        raise Stopped(caught[0]) from None  # Ctrl-C has ended the compiler that a step waited for
+    finally: take_back()
 
-# %% ../nbs/11_training.ipynb #c044
+# %% ../nbs/11_training.ipynb #c045
 class Saver:
     "Saves after the first step, then every so many seconds; to a slow disk more seldom."
 
@@ -273,7 +273,7 @@ class Saver:
             ended = time.perf_counter()
             self.next = ended + max(self.every, 30 * (ended - began))  # at most a thirtieth of the time
 
-# %% ../nbs/11_training.ipynb #c047
+# %% ../nbs/11_training.ipynb #c048
 def advance(
     step_of: Step,
     loader: Loader,
@@ -303,7 +303,7 @@ def describe(model: nn.Module, shards: dict, recipe: Recipe) -> dict:
     shapes, text = (hashlib.sha256(content).hexdigest()[:16] for content in (shapes, heads))
     return {"recipe": asdict(recipe), "model": shapes, "text": text}
 
-# %% ../nbs/11_training.ipynb #c050
+# %% ../nbs/11_training.ipynb #c051
 def progress(first: int, steps: int) -> tqdm:
     "A bar with the time that is left; into a file it writes seldom."
     return tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True,
@@ -316,7 +316,7 @@ def show(bar: tqdm, line: dict):
     bar.set_postfix_str(f"loss {line['loss']:.3f}, lr {line['lr']:.1e}, {speed}", refresh=False)
     bar.update()
 
-# %% ../nbs/11_training.ipynb #c052
+# %% ../nbs/11_training.ipynb #c053
 def train(
     model: nn.Module,  # is trained in place
     shards: dict,  # source -> Shard
@@ -338,10 +338,10 @@ def train(
             metrics.write(**line, seconds=seconds)
             show(bar, line)
             saver(step + 1, seconds, metrics, at_once=last or bool(asked))
-            if asked and not last: raise Stopped(step + 1, asked[0])
+            if asked and not last: raise Stopped(asked[0], f"stopped after step {step + 1}, which is saved")
     metrics.close()
 
-# %% ../nbs/11_training.ipynb #c059
+# %% ../nbs/11_training.ipynb #c060
 @torch.no_grad()
 def bits_per_byte(
     model: nn.Module,
@@ -359,7 +359,7 @@ def bits_per_byte(
             nats += count * loss_of(model, batch).double().item()
     return nats / math.log(2) / text_bytes
 
-# %% ../nbs/11_training.ipynb #c065
+# %% ../nbs/11_training.ipynb #c066
 def measure(
     model: nn.Module,  # gets its weights back afterwards
     shards: dict,
@@ -379,7 +379,7 @@ def measure(
         tensor.copy_(before[name])
     return sorted(taken[2:])[len(taken[2:]) // 2]
 
-# %% ../nbs/11_training.ipynb #c068
+# %% ../nbs/11_training.ipynb #c069
 def has_bfloat16() -> bool:
     "Whether the processor (or the GPU) multiplies bfloat16 itself; elsewhere float32 is faster."
     if torch.cuda.is_available():
@@ -404,7 +404,7 @@ def memory_gib() -> float | None:
     except (AttributeError, ValueError, OSError):
         return None
 
-# %% ../nbs/11_training.ipynb #c069
+# %% ../nbs/11_training.ipynb #c070
 def machine() -> dict:
     "What this computer has that matters to a run."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
