@@ -115,7 +115,7 @@ SIZES = {  # Table 2; norm_eps is from the release's params.json
     "33B": dict(dim=6656, n_layers=60, n_heads=52, norm_eps=1e-6),
     "65B": dict(dim=8192, n_layers=80, n_heads=64, norm_eps=1e-5),
     "pocket": dict(dim=256, n_layers=8, n_heads=4, vocab_size=4096, hidden_dim=704, max_seq_len=1024),
-    "demo": dict(dim=256, n_layers=4, n_heads=4, vocab_size=4096, max_seq_len=512),
+    "demo": dict(dim=192, n_layers=4, n_heads=3, vocab_size=4096, hidden_dim=512, max_seq_len=512),
 }
 
 # %% ../nbs/08_model.ipynb #c025
