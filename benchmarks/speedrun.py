@@ -3,8 +3,8 @@
     python benchmarks/speedrun.py [--minutes 3] [--seed 0] [--grid] [--json]
 
 - ours: the demo's model, recipe and training step.
-- GPT-2 style: as many parameters, learned positions, LayerNorm, GELU, biases, tied embeddings; the same training
-  step and schedule as ours, so that the architecture alone differs.
+- GPT-2 style: as many parameters, learned positions, LayerNorm, GELU, biases, tied embeddings, GPT-2's first
+  weights; the same training step and schedule as ours, so that model and first weights alone differ.
 - transformers: `LlamaForCausalLM` of our shape in the loop that its `Trainer` runs when it is told nothing: float32,
   AdamW 0.9/0.999 without decay, a learning rate that falls in a straight line to 0, gradients clipped at 1.
 
