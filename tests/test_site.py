@@ -67,7 +67,9 @@ def watched(browser, size):
 
     tab.on("console", lambda message: note(f"console: {message.text}", message.type == "error"))
     tab.on("pageerror", lambda error: note(f"script: {error}"))
-    tab.on("requestfailed", lambda request: note(f"failed: {request.url} {request.failure}"))
+    # a picture that was still on its way when the tab went on to the next page is aborted, and nothing is wrong
+    tab.on("requestfailed", lambda request: note(f"failed: {request.url} {request.failure}",
+                                                 "ERR_ABORTED" not in str(request.failure)))
     tab.on("response", lambda response: note(f"{response.status}: {response.url}", response.status >= 400))
     tab.on("request", lambda request: note(f"another host: {request.url}", leaves(request.url)))
     yield tab, wrong
