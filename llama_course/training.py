@@ -370,13 +370,13 @@ def measure(
     loader = make_loader(shards, recipe)
     before = {name: t.clone() for name, t in own_tensors(model).items()}
     step_of, taken = Step(model, recipe), []
-    with deterministic():
-        while len(taken) < 5 or sum(taken[2:]) < seconds:
+    with stop_signals() as asked, deterministic():
+        while not asked and (len(taken) < 5 or sum(taken[2:]) < seconds):
             began = time.perf_counter()
             step_of(loader.batch(len(taken)), recipe.lr / 100)
             taken.append(time.perf_counter() - began)
-    for name, tensor in own_tensors(model).items():
-        tensor.copy_(before[name])
+    if asked: raise Stopped(asked[0])
+    for name, tensor in own_tensors(model).items(): tensor.copy_(before[name])
     return sorted(taken[2:])[len(taken[2:]) // 2]
 
 # %% ../nbs/11_training.ipynb #c069
@@ -391,10 +391,11 @@ def can_compile() -> bool:
     "Whether torch.compile works here, found out by using it."
     if shutil.which(os.environ.get("CXX", "g++")) is None and not any(map(shutil.which, ("clang++", "cl"))):
         return False
-    try:
-        return bool(torch.compile(lambda x: (x + 1).sum())(torch.zeros(2)) == 2)
-    except Exception:
-        return False
+    with stop_signals() as asked:
+        try: works = bool(torch.compile(lambda x: (x + 1).sum())(torch.zeros(2)) == 2)
+        except Exception: works = False
+    if asked: raise Stopped(asked[0])  # it was perhaps Ctrl-C that ended the compiler
+    return works
 
 
 def memory_gib() -> float | None:
