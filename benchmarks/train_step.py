@@ -2,8 +2,10 @@
 
     python benchmarks/train_step.py [--rounds 15] [--model pocket] [--precision bfloat16] [--json]
 
-The same weights, the same batch, the same loop (cross-entropy, clipping, fused AdamW; when compiled, loss and
-model together): only the model's code differs. If the losses differ, there is no table.
+The same weights, the same batch, the same clipping and fused AdamW. `eager` and `compiled` are each library as it is
+ordinarily used: transformers computes its own loss inside its compiled model, litgpt its own outside, ours compiles
+loss and model together. `compiled, our loss`: their models in our way, so that the model's code alone differs.
+If the losses differ, there is no table.
 """
 import json
 import statistics
@@ -21,13 +23,45 @@ from llama_course.training import Recipe, Step, can_compile
 
 warnings.filterwarnings("ignore", message=".*complex operators.*")
 MAKERS = {"llama_course": lambda model: model, "transformers": transformers_twin, "litgpt": litgpt_twin}
+OUR_LOSS = "compiled, our loss"
 
 
 def contestant(name, way, config, recipe):
     "A training step of the named library, from the same first weights as all others."
     torch.manual_seed(0)
     model = MAKERS[name](Llama(config)).train()
-    return Step(model, Recipe(**recipe, compile=way == "compiled"))
+    if name == "llama_course" or way == OUR_LOSS:
+        return Step(model, Recipe(**recipe, compile=way != "eager"))
+    step = Step(model, Recipe(**recipe))
+    step.loss_of = LOSSES[name](model, way == "compiled")
+    return step
+
+
+def transformers_loss(model, compiled):
+    "The loss that `LlamaForCausalLM` computes when it is given labels."
+    forward = torch.compile(model.model, dynamic=False) if compiled else model.model
+
+    def loss_of(_, batch, precision):
+        narrow = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        tokens, targets = batch[:, :-1], batch[:, 1:].contiguous()
+        with narrow:
+            return forward(tokens, labels=tokens, shift_labels=targets, use_cache=False).loss
+    return loss_of
+
+
+def litgpt_loss(model, compiled):
+    "The loss that litgpt's pretraining computes from the model's logits."
+    from litgpt.utils import chunked_cross_entropy
+    forward = torch.compile(model, dynamic=False) if compiled else model
+
+    def loss_of(_, batch, precision):
+        narrow = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        with narrow:
+            return chunked_cross_entropy(forward(batch[:, :-1]), batch[:, 1:], chunk_size=0)
+    return loss_of
+
+
+LOSSES = {"transformers": transformers_loss, "litgpt": litgpt_loss}
 
 
 def products(config, tokens, dtype):
@@ -72,7 +106,7 @@ def peak_elsewhere(name, way, options):
     "`peak_memory` in a fresh process; None where the system does not tell."
     if sys.platform != "linux":
         return None
-    command = [sys.executable, __file__, "--only", f"{name} {way}", *options]
+    command = [sys.executable, __file__, "--only", f"{name}|{way}", *options]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
@@ -89,11 +123,11 @@ def main(
     recipe = dict(steps=1, proportions={}, batch_size=batch_size, seq_len=seq_len, precision=precision)
     batch = torch.randint(config.vocab_size, (batch_size, seq_len + 1), generator=torch.Generator().manual_seed(1))
     if only:
-        print(json.dumps(peak_memory(*only.split(), config, recipe, batch)))
+        print(json.dumps(peak_memory(*only.split("|"), config, recipe, batch)))
         return
     options = ["--model", model, "--batch-size", str(batch_size), "--seq-len", str(seq_len), "--precision", precision]
-    ways = ["eager"] + ["compiled"] * can_compile()
-    names = [(name, way) for way in ways for name in MAKERS]
+    ways = ["eager"] + ["compiled", OUR_LOSS] * can_compile()
+    names = [(name, way) for way in ways for name in MAKERS if (name, way) != ("llama_course", OUR_LOSS)]
     say = lambda text: print(text, file=sys.stderr, flush=True)
     peaks = {}
     for name in names:

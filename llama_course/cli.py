@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'Minutes', 'Steps', 'Seed', 'COMPILERS', 'PACKAGES', 'begin', 'Terminated', 'fail', 'command', 'main',
-           'option', 'demo', 'train', 'generate', 'grade', 'in_lines', 'check_machine', 'check_packages', 'examine',
-           'doctor', 'in_words']
+           'option', 'demo', 'train', 'data', 'generate', 'load_others', 'grade', 'in_lines', 'plan', 'check_machine',
+           'check_packages', 'examine', 'doctor', 'in_words']
 
 # %% ../nbs/21_cli.ipynb #c002
 import json
@@ -54,7 +54,7 @@ def command(function):
         except UserError as error:
             fail(error, 2)
         except KeyboardInterrupt as stop:
-            runs = function.__name__ in ("demo", "train")
+            runs = function.__name__ in ("demo", "train", "data")
             then = "; the same command goes on from here." if runs else "."
             fail((str(stop) or "stopped") + then, 128 + getattr(stop, "number", signal.SIGINT))
         except BrokenPipeError:  # the reader has gone, as in `| head`
@@ -121,19 +121,38 @@ def train(
     minutes: Minutes = None,
     steps: Steps = None,
     seed: Seed = None,
+    attention: option(str | None, "naive, blockwise, sdpa or xformers; sdpa if left out.") = None,
+    checkpointing: option(str | None, "none, full or selective; none if left out.") = None,
     as_json: Json = False,
 ):
     "Train a LLaMA on your own text, in the same way."
     from llama_course.demo import closing, run_own
 
-    results = run_own(texts, run, minutes, steps, seed, model, vocab_size)
+    results = run_own(texts, run, minutes, steps, seed, model, vocab_size, attention, checkpointing)
     print(json.dumps(results) if as_json else closing(run, results))
 
 # %% ../nbs/21_cli.ipynb #c014
 @command
+def data(
+    recipe: Annotated[Path | None, typer.Argument(help="The TOML file that says what to read and how.")] = None,
+    out: option(Path, "The folder for all that is made.") = Path("data"),
+    example: option(bool, "Print a recipe to begin with: the paper's seven sources.", "--example") = False,
+    as_json: Json = False,
+):
+    "Clean text by a recipe, at any scale; `train` reads the folder."
+    from llama_course.pipeline import EXAMPLE, in_words, run_recipe
+
+    if example: return print(EXAMPLE, end="")
+    if not recipe: raise UserError("give a recipe; `llama-course data --example > recipe.toml` makes one to edit.")
+    made = run_recipe(recipe, out)
+    print(json.dumps(made) if as_json else in_words(made))
+
+# %% ../nbs/21_cli.ipynb #c015
+@command
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; without it, a new one.")] = None,
-    run: option(Path, "The folder of a finished run.") = Path("runs/demo"),
+    run: option(Path | None, "The folder of a finished run; runs/demo if left out.") = None,
+    weights: option(Path | None, "A GGUF file, or a folder of Meta's or Hugging Face's.") = None,
     tokens: option(int, "At most so many tokens.") = 200,
     temperature: option(float, "0: always the likeliest; 1: as the model believes.") = 0.8,
     top_p: option(float, "Draw from the fewest tokens that hold this much probability.") = 0.95,
@@ -143,15 +162,23 @@ def generate(
     "Continue a text with a trained model."
     from llama_course.demo import load_run, speak
 
+    if run and weights: raise UserError("--run and --weights each name a model: leave one out.")
     if prompt == "": raise UserError("the prompt is empty: give some text, or leave it out for a new one.")
     if tokens < 1: raise UserError(f"--tokens {tokens}: at least 1.")
     show = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
-    model, tokenizer = load_run(run)
+    model, tokenizer = load_others(weights) if weights else load_run(run or Path("runs/demo"))
     choices = {"temperature": temperature, "top_p": top_p, "seed": seed}
     said = speak(model, tokenizer, prompt or "", tokens, show, **choices)
     print(json.dumps(said | choices) if as_json else "")
 
-# %% ../nbs/21_cli.ipynb #c016
+
+def load_others(path):
+    "Model and tokenizer of a checkpoint of others."
+    from llama_course.weights import load_pair
+
+    return load_pair(path)
+
+# %% ../nbs/21_cli.ipynb #c017
 @command
 def grade(
     path: Annotated[Path, typer.Argument(help="A notebook with your answers, or a folder of them.")],
@@ -177,7 +204,30 @@ def in_lines(result: dict) -> str:
         scored = [scored[0] + e["points"], scored[1] + e["max_points"]]
     return "\n".join([*lines, "{:g} of {:g} points".format(*scored)])
 
-# %% ../nbs/21_cli.ipynb #c019
+# %% ../nbs/21_cli.ipynb #c020
+@command
+def plan(
+    model: option(str, "A model by name: 7B, 13B, 33B, 65B, ...") = "65B",
+    gpus: option(int, "How many.") = 2048,
+    gpu: option(str, "Which, such as A100-80GB, H100-80GB, RTX-4090.") = "A100-80GB",
+    tokens: option(float | None, "To train on; the paper's, or 20 a parameter, if left out.") = None,
+    tensor: option(int | None, "Tensor-parallel ranks; searched if left out, as the next three.") = None,
+    micro_batch: option(int | None, "Sequences at a time in each data rank.") = None,
+    checkpointing: option(str | None, "none, selective or full.") = None,
+    sequence: option(bool | None, "Sequence parallelism, yes or no.") = None,
+    compiled: option(bool, "The code between the matrices is fused.", "--compiled") = False,
+    price: option(float | None, "Dollars a GPU-hour.") = None,
+    as_json: Json = False,
+):
+    "Say what a run needs: memory, days, money, carbon; and how to spread it."
+    from llama_course.planner import in_words, plan
+
+    fixed = {"tensor": tensor, "micro_batch": micro_batch, "checkpointing": checkpointing}
+    fixed["sequence"] = sequence
+    result = plan(model, gpus, gpu, tokens, fixed, compiled=compiled, price=price)
+    print(json.dumps(result) if as_json else in_words(result))
+
+# %% ../nbs/21_cli.ipynb #c023
 COMPILERS = "Debian: apt install g++; macOS: xcode-select --install; Windows: Build Tools for Visual Studio"
 
 
@@ -205,7 +255,7 @@ PACKAGES = {  # what each is for; what to do without it
     "transformers": ("comparisons in chapters, tests and graders", "pip install transformers"),
     "xformers": ("attention as in the paper, on a GPU", "with a GPU: pip install xformers")}
 
-# %% ../nbs/21_cli.ipynb #c020
+# %% ../nbs/21_cli.ipynb #c024
 def check_packages() -> list:
     "Packages that not everything needs, in the same form."
     from importlib.util import find_spec
@@ -224,7 +274,7 @@ def examine() -> dict:  # {"machine": {...}, "checks": [{"name", "good", "found"
               for name, good, found, advice in check_machine(facts) + check_packages()]
     return {"machine": facts, "checks": checks}
 
-# %% ../nbs/21_cli.ipynb #c022
+# %% ../nbs/21_cli.ipynb #c026
 @command
 def doctor(as_json: Json = False):
     "Say what this machine can run, and what is missing."

@@ -7,7 +7,8 @@ __all__ = ['FORMAT', 'HELD_OUT_BYTES', 'DEMO', 'WARMUP', 'PROMPTS', 'COLOURS', '
            'own_texts', 'divide', 'even_sample', 'make_tokenizer', 'make_shards', 'choose_recipe', 'plain_costs',
            'speak', 'judge', 'load_run', 'read_metrics', 'running_mean', 'loss_curve', 'table', 'bars', 'picture',
            'sample_box', 'clock', 'tiles', 'read_table', 'recipe_table', 'time_table', 'first_part', 'second_part',
-           'write_report', 'run_stages', 'run_texts', 'check', 'run_demo', 'run_own', 'closing']
+           'write_report', 'run_stages', 'run_texts', 'check', 'run_demo', 'run_own', 'prepared_data', 'from_data',
+           'closing']
 
 # %% ../nbs/14b_first_light.ipynb #c003
 import base64
@@ -22,6 +23,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,8 @@ import torch
 from . import __version__
 
 # %% ../nbs/14b_first_light.ipynb #c004
+from .attention import check_backend
+from .checkpointing import check_mode
 from .data import Document, Shard, sample, shakespeare, split, standard_library, write_shard
 from .generation import generate, stream_text
 from .model import Llama, LlamaConfig
@@ -177,7 +181,9 @@ def choose_recipe(run: Run, model: Llama, shards: dict) -> Recipe:
     minutes, steps, seed = (run["settings"][name] for name in ("minutes", "steps", "seed"))
     long = steps >= 200 if steps else minutes >= 1
     recipe = Recipe(steps or 1, run["settings"]["proportions"], seed=seed,
-                    precision="bfloat16" if has_bfloat16() else "float32", compile=long and can_compile())
+                    precision="bfloat16" if has_bfloat16() else "float32", compile=long and can_compile(),
+                    attention=run["settings"].get("attention"),
+                    checkpointing=run["settings"].get("checkpointing"))
     if not steps:
         with stage(run, "measuring"): seconds = measure(model, shards, recipe)
         run.note(seconds_a_step=round(seconds, 5))
@@ -397,6 +403,8 @@ def recipe_table(config: LlamaConfig, recipe: Recipe) -> str:
         ["optimizer", f"AdamW 0.9 / 0.95, weight decay {recipe.weight_decay:g}, clipped at {recipe.clip:g}"],
         ["learning rate", f"{recipe.lr:g} after {recipe.warmup} steps of warmup, along a cosine to 10 %"],
         ["precision", recipe.precision + (", compiled" if recipe.compile else ", not compiled")],
+        ["attention", recipe.attention or "sdpa"],
+        ["checkpointing", recipe.checkpointing or "none"],
         ["seed", recipe.seed]])
 
 
@@ -481,6 +489,7 @@ def run_texts(
     sources: dict,  # name -> a function that gives the documents
     origin: str,  # where the text comes from, in words
     wanted: dict,  # minutes or steps, seed, model, vocab_size, proportions; None: not asked for
+    prepare=lambda run: None,  # gets the run before its first stage
 ) -> dict:  # what results.json holds
     "From text to report. Killed at any moment, the same call goes on. Raises `UserError`, `Stopped`."
     check(wanted)
@@ -489,19 +498,22 @@ def run_texts(
         for half in Path(folder).rglob(".*.part"): half.unlink()  # of a killed process
         run = Run(folder)
         settle(run, wanted | {"origin": origin}, defaults)
+        prepare(run)
         return run_stages(run, sources)
 
-
+# %% ../nbs/14b_first_light.ipynb #c064
 def check(wanted: dict):
-    "Raises `UserError` for a budget that is none and for an unknown model, before anything is made."
+    "Raises `UserError` for a budget that is none or a name that nobody knows, before anything is made."
     minutes, steps, seed = (wanted[name] for name in ("minutes", "steps", "seed"))
     if minutes is not None and steps is not None: raise UserError("give minutes or steps, not both.")
     if minutes is not None and not 0 < minutes < math.inf or steps is not None and steps < 1:
         raise UserError(f"minutes and steps must be above 0, not {minutes if steps is None else steps}.")
     if not 0 <= (seed or 0) < 2**63: raise UserError(f"seed {seed}: it must be at least 0 and below 2**63.")
     LlamaConfig.from_name(wanted.get("model") or DEMO["model"])
+    check_backend(wanted.get("attention") or "sdpa")
+    check_mode(wanted.get("checkpointing") or "none")
 
-# %% ../nbs/14b_first_light.ipynb #c064
+# %% ../nbs/14b_first_light.ipynb #c065
 def run_demo(
     run="runs/demo",  # the folder
     minutes: float | None = None,  # of training; 3 if neither this nor steps is given
@@ -512,7 +524,7 @@ def run_demo(
     sources = {"shakespeare": shakespeare, "python": standard_library}
     return run_texts(run, sources, "the demo's", {"minutes": minutes, "steps": steps, "seed": seed})
 
-
+# %% ../nbs/14b_first_light.ipynb #c066
 def run_own(
     paths,  # text files, or folders of them
     run,  # the folder
@@ -521,13 +533,48 @@ def run_own(
     seed: int | None = None,
     model: str | None = None,  # a name of LlamaConfig.names()
     vocab_size: int | None = None,
+    attention: str | None = None,  # naive, blockwise, sdpa or xformers
+    checkpointing: str | None = None,  # none, full or selective
 ) -> dict:  # what results.json holds
     "The same as the demo, on your own text."
-    wanted = {"minutes": minutes, "steps": steps, "seed": seed, "model": model, "vocab_size": vocab_size}
+    wanted = {"minutes": minutes, "steps": steps, "seed": seed, "model": model, "vocab_size": vocab_size,
+              "attention": attention, "checkpointing": checkpointing}
     origin = ", ".join(str(Path(path).resolve()) for path in paths)
+    if about := prepared_data(paths):
+        return run_texts(run, *from_data(Path(paths[0]), about, origin, wanted))
     return run_texts(run, {"text": lambda: own_texts(paths)}, origin, wanted | {"proportions": {"text": 1.0}})
 
-# %% ../nbs/14b_first_light.ipynb #c065
+# %% ../nbs/14b_first_light.ipynb #c068
+def prepared_data(paths) -> dict | None:
+    "What data.json says, if the text is such a folder. Raises `UserError` if there is other text beside it."
+    from llama_course.pipeline import prepared
+
+    found = [about for path in paths if (about := prepared(path))]
+    if found and len(paths) > 1: raise UserError("give one folder made by `llama-course data`, and no other text.")
+    return found[0] if found else None
+
+
+def from_data(folder: Path, about: dict, origin: str, wanted: dict) -> tuple:  # what `run_texts` takes
+    "The sources of the folder, what is wanted of the run, and the step that takes over the shards."
+    from llama_course.pipeline import cleaned
+
+    sources = {name: partial(cleaned, folder / "clean" / name, name) for name in about["sources"]}
+    wanted = wanted | {"proportions": {name: s["proportion"] for name, s in about["sources"].items()}}
+    if not about["tokenizer"]: return sources, origin, wanted
+    size = Tokenizer.load(folder / "tokenizer.model").vocab_size
+    if wanted["vocab_size"] not in (None, size):
+        raise UserError(f"the tokenizer of {folder} has {size:,} pieces: leave --vocab-size out.")
+
+    def take_over(run):
+        if "tokenizer" in run: return
+        moves = [(file, run.folder / "data" / file.name) for file in (folder / "tokens").glob("*.tokens")]
+        for old, new in [*moves, (folder / "tokenizer.model", run.folder / "tokenizer.model")]:
+            with open(old, "rb") as source, atomic_write(new) as file: shutil.copyfileobj(source, file)
+        run.note(tokenizer=about["tokenizer"])
+
+    return sources, origin, wanted | {"vocab_size": size}, take_over
+
+# %% ../nbs/14b_first_light.ipynb #c070
 def closing(run, results: dict) -> str:
     "What to look at now, and what to try."
     scores = ", ".join(f"{s['bits_per_byte']:.2f} on {name}" for name, s in results["held_out"].items())

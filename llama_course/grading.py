@@ -43,11 +43,10 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
+from . import ledger as counting
+from .ledger import Counter, Ledger
 from .safety import UserError
 
 # %% ../nbs/20_grading.ipynb #c010
@@ -114,49 +113,15 @@ def misfit(
     return "" if same else f"{_kind(got)} came back, {_kind(want)} is expected"
 
 # %% ../nbs/20_grading.ipynb #c021
-class _Counter(TorchDispatchMode):
-    "Sees every tensor that is made while it is on, the given ones excepted."
-
-    def __init__(self, *given):
-        super().__init__()
-        self.given, self.made, self.largest, self.flops = self.storages(given), {}, 0, 0
-
-    def storages(self, tree):
-        return {StorageWeakRef(t.untyped_storage()) for t in tree_leaves(tree) if isinstance(t, Tensor)}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        for t in tree_leaves(out):
-            if isinstance(t, Tensor) and (ref := StorageWeakRef(t.untyped_storage())) not in self.given:
-                self.made[ref] = t.untyped_storage().nbytes()
-                self.largest = max(self.largest, self.made[ref] // t.element_size())
-        return out
-
-    @classmethod
-    def _should_skip_dynamo(cls): return False  # else the first use imports the compiler: two seconds
-
-    def kept(self, result) -> int:
-        "Bytes that were made here and still live, other than the result's."
-        gc.collect(1)  # young cycles; a full collection takes a fifth of a second
-        known = self.storages(result)
-        return sum(size for ref, size in self.made.items() if not ref.expired() and ref not in known)
-
-# %% ../nbs/20_grading.ipynb #c024
 @dataclass
-class Observation:
-    "What the judge saw of one call."
+class Observation(Ledger):
+    "What the judge saw of one call, and what it cost; arguments and result are not counted as kept."
     value: object = None  # what came back
     grads: list | None = None  # one for each argument asked for; None where nothing can be differentiated
     error: str = ""  # an exception, in one line
     modified: list = field(default_factory=list)  # places of the arguments that were changed
-    saved_bytes: int = 0  # kept for the backward pass, arguments and result not counted
-    largest_tensor: int = 0  # elements, forward and backward
-    flops: int = 0  # of the forward pass, in matrix products, attention and convolutions
-    backward_flops: int = 0
 
-# %% ../nbs/20_grading.ipynb #c025
+# %% ../nbs/20_grading.ipynb #c022
 def _tidy(text, length: int = 300) -> str:
     "One line of printable characters."
     return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:length]
@@ -174,7 +139,7 @@ def _one_line(error: BaseException, answer=None) -> str:
     text = "the memory limit was reached" if "alloc_cpu" in str(error) else _tidy(error)
     return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
 
-# %% ../nbs/20_grading.ipynb #c026
+# %% ../nbs/20_grading.ipynb #c023
 def _with_gradients(function):
     "The function, run with gradients on, whatever mode a notebook has left behind."
     @functools.wraps(function)
@@ -187,7 +152,7 @@ def _plain_call(answer, *args):
     "How most answers are used."
     return answer(*args)
 
-# %% ../nbs/20_grading.ipynb #c027
+# %% ../nbs/20_grading.ipynb #c024
 @_with_gradients
 def observe(
     answer: Callable,  # the function to watch
@@ -202,17 +167,18 @@ def observe(
     copies = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, args)
     for i, leaf in zip(wrt, leaves): copies[i] = leaf.clone()  # no leaf, so it can be changed; see `modified`
     try:
-        with _Counter(copies) as counter:
+        with Counter(copies) as counter:
             seen.value = call(answer, *copies)
         seen.saved_bytes, seen.flops = counter.kept((seen.value, copies)), counter.flops
         seen.modified = [i for i, (a, b) in enumerate(zip(args, copies)) if misfit(b, a, factor=0)]
         if cotangent is not None: seen.grads = _gradients(seen.value, leaves, cotangent, counter)
         seen.largest_tensor, seen.backward_flops = counter.largest, counter.flops - seen.flops
+        seen.collectives = counter.collectives
     except (Exception, SystemExit) as error:
         seen.error = _one_line(error, answer)
     return seen
 
-# %% ../nbs/20_grading.ipynb #c028
+# %% ../nbs/20_grading.ipynb #c025
 def _gradients(value, leaves, cotangent, counter) -> list | None:
     "The gradient for each leaf, or None where the result hangs on none of them."
     pairs = [(v, c) for v, c in zip(tree_leaves(value), tree_leaves(cotangent))
@@ -223,7 +189,7 @@ def _gradients(value, leaves, cotangent, counter) -> list | None:
     with counter:
         return list(torch.autograd.grad(results, leaves, arriving, allow_unused=True))
 
-# %% ../nbs/20_grading.ipynb #c031
+# %% ../nbs/20_grading.ipynb #c028
 LOOKS = ("values", "gradients", "invariant", "ledger")
 EXERCISES = {}  # name of the function that answers it -> Exercise
 
@@ -236,11 +202,11 @@ class Mistake(NamedTuple):
 
 class Limit(NamedTuple):
     "A bound on one count of an `Observation`."
-    count: str  # "saved_bytes", "largest_tensor", "flops" or "backward_flops"
+    count: str  # "saved_bytes", "largest_tensor", "flops", "backward_flops" or "collective_bytes"
     sentence: str  # why the bound is what it is
     at_most: Callable  # at_most(*args) -> number
 
-# %% ../nbs/20_grading.ipynb #c032
+# %% ../nbs/20_grading.ipynb #c029
 @dataclass
 class Exercise:
     "One task, and all that the judge needs to know of it. Its parts are added by the decorators below."
@@ -268,7 +234,7 @@ class Exercise:
     @property
     def max_points(self) -> int: return sum(self.points.values())
 
-# %% ../nbs/20_grading.ipynb #c034
+# %% ../nbs/20_grading.ipynb #c031
 def _adder(name):
     "A method that is a decorator: it adds a function, and what is said of it, to the list `name`."
     def method(self, *facts):
@@ -295,7 +261,7 @@ Exercise.cases, Exercise.reference = _setter("make_cases"), _setter("truth")
 Exercise.invariant, Exercise.mistake, Exercise.limit = _adder("invariants"), _mistake, _limit
 Exercise.right = lambda self, function: self.rights.append(function) or function
 
-# %% ../nbs/20_grading.ipynb #c039
+# %% ../nbs/20_grading.ipynb #c036
 class _Case(NamedTuple):
     "Arguments, and the truth about them."
     args: tuple
@@ -323,7 +289,7 @@ def _case(exercise, args, seed) -> _Case:
     text = ", ".join(f"{name} {_kind(a)}" for name, a in zip(exercise.names, args))
     return _Case(tuple(args), truth, cotangent, dtype, exercise.factor * exercise.condition(*args), text)
 
-# %% ../nbs/20_grading.ipynb #c042
+# %% ../nbs/20_grading.ipynb #c039
 class WorkerDied(Exception):
     "The process in which an answer ran broke a limit or ended; the text says how. (Later in this chapter.)"
 
@@ -354,7 +320,7 @@ def _gradient_fault(exercise, case, seen) -> str:
             return f"gradient of `{name}`: {text}"
     return ""
 
-# %% ../nbs/20_grading.ipynb #c044
+# %% ../nbs/20_grading.ipynb #c041
 def _broken_law(exercise, watch) -> _Fault | None:
     "The first invariant that does not hold for the answer."
     def seen(*args, **how):
@@ -378,7 +344,7 @@ def _broken_limit(exercise, trial, seen) -> _Fault | None:
                 text = f"{limit.count} {count:,} with {case.text}; at most {most:,.0f}: {limit.sentence}"
                 return _Fault("ledger", text, limit.sentence, count / max(most, 1))
 
-# %% ../nbs/20_grading.ipynb #c046
+# %% ../nbs/20_grading.ipynb #c043
 _FAULTS = {"values": _value_fault, "gradients": _gradient_fault}
 
 def _find_fault(exercise, watch, trial) -> tuple:
@@ -392,7 +358,7 @@ def _find_fault(exercise, watch, trial) -> tuple:
     broken = "invariant" in exercise.points and _broken_law(exercise, watch)
     return broken or ("ledger" in exercise.points and _broken_limit(exercise, trial, seen)) or None, seen
 
-# %% ../nbs/20_grading.ipynb #c048
+# %% ../nbs/20_grading.ipynb #c045
 def _same_fault(look, ours: Observation, theirs: Observation, case) -> bool:
     "Whether two wrong answers went wrong in the same way."
     if ours.error or theirs.error or ours.modified or theirs.modified:
@@ -416,7 +382,7 @@ def _likeness(exercise, fault, trial, seen, failed, mistake) -> float:
         if not alike: return 0.0  # not even the first
     return alike / len(failed)
 
-# %% ../nbs/20_grading.ipynb #c049
+# %% ../nbs/20_grading.ipynb #c046
 def _suspect(exercise, fault, trial, seen) -> Mistake | None:
     "The named mistake that explains most of the fault, if it explains more than half."
     if fault.text == _NO_ANSWER: return None
@@ -426,7 +392,7 @@ def _suspect(exercise, fault, trial, seen) -> Mistake | None:
     best = max(range(len(likeness)), key=likeness.__getitem__, default=None)
     return exercise.mistakes[best] if best is not None and likeness[best] > 0.5 else None
 
-# %% ../nbs/20_grading.ipynb #c052
+# %% ../nbs/20_grading.ipynb #c049
 @dataclass
 class Report:
     "The judgement of one answer."
@@ -457,7 +423,7 @@ class Report:
         lines = "".join(cell("p", m) for m in self.messages)
         return f"<b>{html.escape(self.name)}</b><table>{table}</table>{lines}"
 
-# %% ../nbs/20_grading.ipynb #c053
+# %% ../nbs/20_grading.ipynb #c050
 def judge(
     exercise: Exercise,  # the task
     watch: Callable,  # observes the answer: watch(*args, wrt=, cotangent=) -> Observation
@@ -482,7 +448,7 @@ def judge(
         messages.append(f'This looks like "{mistake.name}": {mistake.remark} {advice}')
     return Report(exercise.name, rows, messages)
 
-# %% ../nbs/20_grading.ipynb #c056
+# %% ../nbs/20_grading.ipynb #c053
 def load_exercises() -> dict:
     "All exercises of the course, by name."
     package = importlib.import_module("llama_course.exercises")
@@ -500,7 +466,7 @@ def find_exercise(
         raise UserError(f"no exercise is answered by a function called {name!r}; there is {', '.join(near)}")
     return EXERCISES[name]
 
-# %% ../nbs/20_grading.ipynb #c057
+# %% ../nbs/20_grading.ipynb #c054
 class Hint(str):
     "A text that a notebook shows as text."
     def __repr__(self): return str(self)
@@ -517,7 +483,7 @@ def hint(
     more = f' (there is more in hint("{exercise.name}", {number + 1}))' if number < last else ""
     return Hint(exercise.hints[number - 1] + more)
 
-# %% ../nbs/20_grading.ipynb #c059
+# %% ../nbs/20_grading.ipynb #c056
 def check(
     answer: Callable,  # your function; its name says which exercise it answers
     name: str | None = None,  # the exercise, where the function is called otherwise
@@ -532,7 +498,7 @@ def check(
         warnings.simplefilter("ignore")
         return judge(exercise, watch, seed)
 
-# %% ../nbs/20_grading.ipynb #c064
+# %% ../nbs/20_grading.ipynb #c061
 def refusals(
     exercise: Exercise,  # the task
 ) -> list:  # rows (mistake, look that refused it, whether it was named)
@@ -561,7 +527,7 @@ def plot_refusals(
     ax.set_yticks([-y for y in range(len(rows))], [label for label, _ in rows], fontsize=7)
     ax.grid(False)
 
-# %% ../nbs/20_grading.ipynb #c069
+# %% ../nbs/20_grading.ipynb #c066
 LARGEST_MESSAGE = 1 << 28  # bytes
 
 def _pack(tree, tensors: dict):
@@ -579,7 +545,7 @@ def _pack(tree, tensors: dict):
         return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in tree.items()]}
     return {"bytes": tree.hex()} if isinstance(tree, bytes) else {"other": type(tree).__name__}
 
-# %% ../nbs/20_grading.ipynb #c070
+# %% ../nbs/20_grading.ipynb #c067
 def _unpack(packed: dict, tensors: dict):
     "The tree again."
     (kind, thing), *rest = packed.items()
@@ -591,7 +557,7 @@ def _unpack(packed: dict, tensors: dict):
     if kind == "dict": return {_unpack(k, tensors): _unpack(v, tensors) for k, v in thing}
     return bytes.fromhex(thing) if kind == "bytes" else thing if kind == "is" else type(thing, (), {})()
 
-# %% ../nbs/20_grading.ipynb #c072
+# %% ../nbs/20_grading.ipynb #c069
 def _send(sock, message: dict, tree=None):
     "One message: two lengths, the JSON, the tensors."
     tensors = {}
@@ -618,7 +584,7 @@ def _receive(sock, watch: Callable = lambda: None) -> tuple:
     message, blob = json.loads(read(sizes[0])), read(sizes[1])
     return message, _unpack(message.pop("tree"), safetensors.torch.load(blob) if blob else {})
 
-# %% ../nbs/20_grading.ipynb #c075
+# %% ../nbs/20_grading.ipynb #c072
 def _python_only(source: str) -> tuple:
     "A cell without IPython's magics and shell lines, and a note if there were any."
     try:
@@ -637,7 +603,7 @@ def _definitions_only(source: str) -> str:
         return isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
     return ast.unparse(ast.Module([node for node in ast.parse(source).body if harmless(node)], []))
 
-# %% ../nbs/20_grading.ipynb #c076
+# %% ../nbs/20_grading.ipynb #c073
 def _run_cell(module, number: int, source: str, whole: bool = True) -> str:
     "Runs one cell; a note where something is to be said."
     try:
@@ -650,22 +616,27 @@ def _run_cell(module, number: int, source: str, whole: bool = True) -> str:
     except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the next cell shall run
         return _one_line(error)
 
-# %% ../nbs/20_grading.ipynb #c079
+# %% ../nbs/20_grading.ipynb #c076
+def _import_late_parts():
+    "What autograd and checkpoint policies import at their first use: some of it replaces names in torch."
+    for name in ("torch.fx.experimental.symbolic_shapes", "torch._dynamo"): importlib.import_module(name)
+
 def _guarded_spaces() -> list:
     "The modules and classes that counting relies on."
-    return [sys.modules[__name__], _Counter, Observation, TorchDispatchMode, StorageWeakRef,
-            torch.UntypedStorage, torch, torch.Tensor, torch.Storage, torch.nn.functional, torch.autograd,
-            torch.autograd.graph, torch.autograd.Function, torch.utils._pytree, torch.utils._python_dispatch,
+    return [sys.modules[__name__], counting, Counter, Observation, Ledger, Counter.__base__,
+            counting.StorageWeakRef, torch.UntypedStorage, torch, torch.Tensor, torch.Storage,
+            torch.nn.functional, torch.autograd, torch.autograd.graph, torch.autograd.Function,
+            torch.utils._pytree, torch.utils._python_dispatch,
             safetensors.torch, socket.socket, json, struct, gc]
 
-# %% ../nbs/20_grading.ipynb #c080
+# %% ../nbs/20_grading.ipynb #c077
 def _guard(spaces: list) -> Callable:
     "A function that puts everything back as it is now, and names what had changed."
     def worth(space): return {k: v for k, v in vars(space).items() if isinstance(space, type) or callable(v)}
     kept = [(space, worth(space)) for space in spaces]
     functions = [f for _, names in kept for f in names.values() if isinstance(f, types.FunctionType)]
     codes, look, put, drop = [(f, f.__code__) for f in functions], vars, setattr, delattr
-    formulas = dict(flop_registry)
+    formulas = dict(counting.FORMULAS)
 
     def put_back() -> list:
         changed = []
@@ -679,12 +650,12 @@ def _guard(spaces: list) -> Callable:
             put(space, name, names[name]) if name in names else drop(space, name)
         replaced = [f for f, code in codes if f.__code__ is not code]
         for f, code in codes: f.__code__ = code
-        if flop_registry != formulas: flop_registry.clear(), flop_registry.update(formulas)
+        if counting.FORMULAS != formulas: counting.FORMULAS.clear(), counting.FORMULAS.update(formulas)
         return [f"{space.__name__}.{name}" for space, name in changed] + [f.__qualname__ for f in replaced]
 
     return put_back
 
-# %% ../nbs/20_grading.ipynb #c083
+# %% ../nbs/20_grading.ipynb #c080
 def _observed(main, message: dict, tree, call: Callable, watch: Callable) -> tuple:
     "One observation, as numbers and as a tree of values."
     args, cotangent = tree
@@ -695,6 +666,7 @@ def _observed(main, message: dict, tree, call: Callable, watch: Callable) -> tup
 
 def _serve(sock):
     "A worker's life: cells and calls, one message each, until the judge hangs up."
+    _import_late_parts()
     put_back, receive, send, run, seen_by = _guard(_guarded_spaces()), _receive, _send, _run_cell, _observed
     watch, calls = observe, {name: exercise.call for name, exercise in EXERCISES.items()}
     main = sys.modules["__main__"] = types.ModuleType("__main__")
@@ -711,7 +683,7 @@ def _serve(sock):
         try: send(sock, reply, values)
         except ValueError as error: send(sock, {**reply, "error": str(error)}, {"value": None, "grads": None})
 
-# %% ../nbs/20_grading.ipynb #c086
+# %% ../nbs/20_grading.ipynb #c083
 @dataclass
 class Limits:
     "What a notebook may use."
@@ -739,7 +711,7 @@ def _give_up_rights():
     libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)
     libc.capset(ctypes.byref((ctypes.c_uint32 * 2)(0x20080522, 0)), ctypes.byref((ctypes.c_uint32 * 6)()))
 
-# %% ../nbs/20_grading.ipynb #c087
+# %% ../nbs/20_grading.ipynb #c084
 def _bound(limits: dict):
     "Limits that this process cannot raise again; on Windows there are none."
     try: import resource
@@ -757,7 +729,7 @@ def _bound(limits: dict):
     at_most(resource.RLIMIT_CORE, 0)
     at_most(resource.RLIMIT_CPU, int(limits["total_seconds"]) + 10)
 
-# %% ../nbs/20_grading.ipynb #c088
+# %% ../nbs/20_grading.ipynb #c085
 def _census(group: int) -> tuple:
     "How many processes a session (on Linux) or process group has, and the bytes that they hold in memory."
     rows = []
@@ -772,7 +744,7 @@ def _census(group: int) -> tuple:
     held = [size for owner, size in rows if owner == group]
     return len(held), sum(held)
 
-# %% ../nbs/20_grading.ipynb #c091
+# %% ../nbs/20_grading.ipynb #c088
 def _settle(sock):
     "Turns this process into a worker."
     limits, _ = _receive(sock)
@@ -797,10 +769,10 @@ def _settle(sock):
     _bound(limits)
     _serve(sock)
 
-# %% ../nbs/20_grading.ipynb #c092
+# %% ../nbs/20_grading.ipynb #c089
 def _nurse(control):
     "Linux: waits for sockets, and forks a worker for each."
-    importlib.import_module("torch.fx.experimental.symbolic_shapes")  # autograd wants it at its first use
+    _import_late_parts()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
     while handed := socket.recv_fds(control, 1, 1)[1]:
         if os.fork() == 0:
@@ -810,7 +782,7 @@ def _nurse(control):
             finally: os._exit(0)
         os.close(handed[0])
 
-# %% ../nbs/20_grading.ipynb #c093
+# %% ../nbs/20_grading.ipynb #c090
 _KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")
 _SET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg",
         "USER": "learner"}
@@ -837,7 +809,7 @@ def _spawn(sock, task: str) -> subprocess.Popen:
         process.stdin.close()
     return process
 
-# %% ../nbs/20_grading.ipynb #c094
+# %% ../nbs/20_grading.ipynb #c091
 def _hand_over(sock) -> subprocess.Popen | None:
     "Gives one end of a socket to a new worker; its process, where the nursery does not look after it."
     if sys.platform != "linux": return _spawn(sock, "_settle")
@@ -856,7 +828,7 @@ def _close_nursery():
         _NURSERY[0].wait()
         _NURSERY.clear()
 
-# %% ../nbs/20_grading.ipynb #c096
+# %% ../nbs/20_grading.ipynb #c093
 class _Worker:
     "A process that runs a learner's code, seen from the judge."
 
@@ -876,7 +848,7 @@ class _Worker:
                 return
         raise UserError("no worker process starts; does `import llama_course.exercises.norm` work?")
 
-# %% ../nbs/20_grading.ipynb #c097
+# %% ../nbs/20_grading.ipynb #c094
 def _ask(self, seconds: float, message: dict, tree=None) -> tuple:
     "The worker's reply. `WorkerDied` where it takes too long, breaks a limit, ends or talks nonsense."
     self.seconds, self.since, self.next_look = seconds, time.monotonic(), time.monotonic() + 0.2
@@ -891,7 +863,7 @@ def _ask(self, seconds: float, message: dict, tree=None) -> tuple:
     self.close()
     raise WorkerDied(reason)
 
-# %% ../nbs/20_grading.ipynb #c098
+# %% ../nbs/20_grading.ipynb #c095
 def _watch(self):
     "Called while the judge waits: raises where a limit is broken."
     now = time.monotonic()
@@ -905,7 +877,7 @@ def _watch(self):
         if held > self.limits.memory + count * (1 << 29):  # each of them has PyTorch in memory
             raise WorkerDied("its processes used too much memory")
 
-# %% ../nbs/20_grading.ipynb #c099
+# %% ../nbs/20_grading.ipynb #c096
 def _end_leftovers(home: str):
     "Linux without namespaces: ends whatever still works in the worker's folder, in whatever session."
     for cwd in Path("/proc").glob("[0-9]*/cwd"):
@@ -928,11 +900,11 @@ def _close(self):
 
 _Worker.ask, _Worker.watch, _Worker.close = _ask, _watch, _close
 
-# %% ../nbs/20_grading.ipynb #c100
+# %% ../nbs/20_grading.ipynb #c097
 def _observation(seen: dict, values: dict, n_args: int, n_grads: int) -> Observation:
     "What a worker reported. Nothing is taken on trust: `ValueError` where it is no observation."
     kinds = {"saved_bytes": int, "largest_tensor": int, "flops": int, "backward_flops": int,
-             "error": str, "modified": list}
+             "error": str, "modified": list, "collectives": dict}
     value, grads = values["value"], values["grads"]
     sound = (all(isinstance(seen.get(name, kind()), kind) for name, kind in kinds.items())
              and all(i in range(n_args) for i in seen.get("modified", []))
@@ -941,7 +913,7 @@ def _observation(seen: dict, values: dict, n_args: int, n_grads: int) -> Observa
     counts = {name: seen.get(name, kind()) for name, kind in kinds.items()}
     return Observation(value, grads, **counts | {"error": _tidy(counts["error"], 400)})
 
-# %% ../nbs/20_grading.ipynb #c101
+# %% ../nbs/20_grading.ipynb #c098
 def _proxy(worker: _Worker, exercise: Exercise) -> Callable:
     "`observe`, for an answer that lives in the worker."
     def watch(*args, wrt=(), cotangent=None) -> Observation:
@@ -955,7 +927,7 @@ def _proxy(worker: _Worker, exercise: Exercise) -> Callable:
             raise WorkerDied("what came back is no observation: it wrote to the judge's own channel")
     return watch
 
-# %% ../nbs/20_grading.ipynb #c104
+# %% ../nbs/20_grading.ipynb #c101
 class _Cells(NamedTuple):
     "What the judge needs of a notebook."
     path: Path
@@ -968,7 +940,7 @@ def _marks(cell: dict) -> dict:
     marks = meta.get("nbgrader") if isinstance(meta, dict) else None
     return marks if isinstance(marks, dict) else {}
 
-# %% ../nbs/20_grading.ipynb #c105
+# %% ../nbs/20_grading.ipynb #c102
 def _read_notebook(path: Path) -> _Cells:
     "The code cells of a notebook file."
     try:
@@ -990,7 +962,7 @@ def _read_notebook(path: Path) -> _Cells:
         return re.search(rf"^(?:def|class) +{name}\b|^{name} *=|\bimport\b.*\b{name}\b", code, re.MULTILINE)
     return _Cells(path, sources, [name for name in load_exercises() if name in marked or defined(name)])
 
-# %% ../nbs/20_grading.ipynb #c108
+# %% ../nbs/20_grading.ipynb #c105
 class _Run:
     "A notebook in a worker, begun again whenever a worker is lost."
 
@@ -1014,7 +986,7 @@ class _Run:
     def note(self, number: int, text: str):
         if text: self.notes.setdefault((number, text), f"cell {number}: {text}")
 
-# %% ../nbs/20_grading.ipynb #c109
+# %% ../nbs/20_grading.ipynb #c106
 def _run_cells(self) -> bool:
     "Runs the cells; False where one of them broke the worker. Then it is cut down."
     for number, source in self.cells.sources:
@@ -1039,7 +1011,7 @@ def _run_cells(self) -> bool:
 
 _Run.run_cells = _run_cells
 
-# %% ../nbs/20_grading.ipynb #c112
+# %% ../nbs/20_grading.ipynb #c109
 def _grade_answers(run: _Run, tasks: list, seed: int) -> dict:
     "Exercise -> report, or a message, each judged in a worker that no other answer has broken."
     results, path = {}, run.cells.path
@@ -1062,7 +1034,7 @@ def _judge_in(run: _Run, task: Exercise, seed: int):
         run.start(bare=not bare)
     return message
 
-# %% ../nbs/20_grading.ipynb #c113
+# %% ../nbs/20_grading.ipynb #c110
 def _grade_notebook(cells: _Cells, limits: Limits, seed: int) -> tuple:
     "Rows for the exercises of a notebook, and notes about it."
     chapters = {EXERCISES[name].chapter for name in cells.claims}
@@ -1079,7 +1051,7 @@ def _grade_notebook(cells: _Cells, limits: Limits, seed: int) -> tuple:
                      "passed": report.passed, "messages": report.messages})
     return rows, [f"{cells.path}: {note}" for note in run.notes.values()]
 
-# %% ../nbs/20_grading.ipynb #c114
+# %% ../nbs/20_grading.ipynb #c111
 def grade(
     path,  # a notebook, or a folder of notebooks
     limits: Limits = Limits(),  # of time and memory, for each notebook
@@ -1105,7 +1077,7 @@ def grade(
         result["notes"] += [f"{cells.path}: {'graded' if rows else 'no exercise in it'}"] + notes
     return result
 
-# %% ../nbs/20_grading.ipynb #c120
+# %% ../nbs/20_grading.ipynb #c117
 def gradescope(
     result: dict,  # from `grade`
 ) -> dict:
@@ -1115,7 +1087,7 @@ def gradescope(
              for row in result["exercises"]]
     return {"tests": tests, "output": "\n".join(result["notes"]), "visibility": "visible"}
 
-# %% ../nbs/20_grading.ipynb #c123
+# %% ../nbs/20_grading.ipynb #c120
 def generate_exercises(
     solutions: str | Path = "solutions",  # folder of the solved notebooks
     exercises: str | Path = "exercises",  # folder that gets the notebooks without solutions

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .attention import Attention
+from .attention import Attention, use_attention
 from .feedforward import FeedForward, hidden_dim
 from .norm import RMSNorm
 from .rope import adjacent_to_half, rotary_table
@@ -194,7 +194,7 @@ class RotaryTable(nn.Module):
 class Llama(nn.Module):
     "The model; its parameters have the names of Meta's release. (LLaMA, sec. 2.2)"
 
-    def __init__(self, config: LlamaConfig, parts: Parts = Parts()):
+    def __init__(self, config: LlamaConfig, parts: Parts = Parts(), attention: str | None = None):
         super().__init__()
         self.config = c = config
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.dim)
@@ -204,6 +204,7 @@ class Llama(nn.Module):
         if c.tie_embeddings: self.output.weight = self.tok_embeddings.weight
         self.rope = RotaryTable(c)
         self.init_weights()
+        if attention: use_attention(self, attention)  # naive, blockwise, sdpa or xformers
 
     def forward(
         self,

