@@ -154,7 +154,7 @@ def main(
         shards, held_out = make_shards(run, sources, lambda: texts, tokenizer)
         config = LlamaConfig.from_name(DEMO["model"], vocab_size=tokenizer.vocab_size)
         recipe = Recipe(1, DEMO["proportions"], seed=seed, compile=can_compile(),
-                        precision="bfloat16" if has_bfloat16() else "float32")
+                        precision="bfloat16" if has_bfloat16() else "float32", attention="rows")
         rates = {"ours": recipe.lr, **RATES}
         chosen = [(name, lr) for name in rates for lr in (GRID if grid else [rates[name]])]
         runs = [Contestant(name, lr, config, recipe) for name, lr in chosen]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'causal_attention', 'tiles', 'tile_scores', 'online_softmax', 'widened', 'forward_in_tiles',
            'tile_gradients', 'backward_in_tiles', 'without_autocast', 'Blockwise', 'blockwise_attention',
-           'fused_attention', 'load_xformers', 'xformers_attention', 'check_backend', 'attend', 'Attention',
-           'use_attention']
+           'fused_attention', 'load_xformers', 'xformers_attention', 'row_attention', 'check_backend', 'attend',
+           'Attention', 'use_attention']
 
 # %% ../nbs/07_attention.ipynb #c002
 import functools
@@ -223,12 +223,27 @@ def xformers_attention(
                         f" {q.device.type}: choose sdpa.") from None
 
 # %% ../nbs/07_attention.ipynb #c068
-BACKENDS = {"naive": causal_attention, "blockwise": blockwise_attention, "sdpa": fused_attention,
-            "xformers": xformers_attention}
+def row_attention(
+    q: Tensor,  # (B, H, T, Q), the queries of the last T positions
+    k: Tensor,  # (B, K, S, Q), K divides H, S >= T
+    v: Tensor,  # (B, K, S, Q)
+    rows: int = 128,  # queries at a time
+) -> Tensor:  # (B, H, T, Q)
+    "What `causal_attention` returns, a block of queries at a time; it keeps about T S / 2 weights a head."
+    T, past, out = q.size(-2), k.size(-2) - q.size(-2), []
+    q, k, v = (t.contiguous() for t in (q, k, v))
+    for start in range(0, T, rows):
+        seen = past + min(start + rows, T)
+        out.append(causal_attention(q[..., start : start + rows, :], k[..., :seen, :], v[..., :seen, :]))
+    return torch.cat(out, dim=-2)
+
+# %% ../nbs/07_attention.ipynb #c071
+BACKENDS = {"naive": causal_attention, "rows": row_attention, "blockwise": blockwise_attention,
+            "sdpa": fused_attention, "xformers": xformers_attention}
 
 
 def check_backend(
-    backend: str,  # naive, blockwise, sdpa or xformers
+    backend: str,  # naive, rows, blockwise, sdpa or xformers
 ):
     "Raises `UserError` for an unknown name, and for xformers where it cannot run."
     if backend not in BACKENDS:
@@ -240,12 +255,12 @@ def attend(
     q: Tensor,  # (B, H, T, Q), the queries of the last T positions
     k: Tensor,  # (B, K, S, Q), K divides H, S >= T
     v: Tensor,  # (B, K, S, Q)
-    backend: str = "sdpa",  # naive, blockwise, sdpa or xformers
+    backend: str = "sdpa",  # naive, rows, blockwise, sdpa or xformers
 ) -> Tensor:  # (B, H, T, Q)
     "Causal attention, computed in the way that `backend` names. (LLaMA, sec. 2.4)"
     return BACKENDS[backend](q, k, v)
 
-# %% ../nbs/07_attention.ipynb #c077
+# %% ../nbs/07_attention.ipynb #c080
 class Attention(nn.Module):
     "Rotary causal attention between linear maps without biases. (Vaswani et al. 2017, sec. 3.2.2)"
     backend = "sdpa"  # how it computes: see `use_attention`
@@ -274,10 +289,10 @@ class Attention(nn.Module):
         if cache is not None: k, v = cache.update(k, v)
         return self.wo(attend(q, k, v, self.backend).transpose(1, 2).flatten(-2))
 
-# %% ../nbs/07_attention.ipynb #c084
+# %% ../nbs/07_attention.ipynb #c087
 def use_attention(
     model: nn.Module,  # with layers of the class `Attention`, or such a layer itself
-    backend: str,  # naive, blockwise, sdpa or xformers
+    backend: str,  # naive, rows, blockwise, sdpa or xformers
 ) -> nn.Module:
     "The model, whose attention is computed by `backend` from now on. Raises `UserError` where it cannot be."
     check_backend(backend)

@@ -145,7 +145,8 @@ def padded_parts(
 ) -> list:  # n flat tensors of one length
     "The tensor in n equal parts, with zeros at its end if it does not divide."
     flat = tensor.flatten()
-    return list(torch.cat([flat, flat.new_zeros(-len(flat) % n)]).chunk(n)) if len(flat) % n else list(flat.chunk(n))
+    if missing := -len(flat) % n: flat = torch.cat([flat, flat.new_zeros(missing)])
+    return list(flat.chunk(n))
 
 
 def ring_all_reduce(
@@ -173,7 +174,8 @@ def join_group(rank: int, size: int, store):
     loop = [name for _, name in socket.if_nameindex() if name.startswith("lo")] if os.name == "posix" else []
     if loop: os.environ.setdefault("GLOO_SOCKET_IFNAME", loop[0])  # else gloo asks how the host is called
     device = torch.device("cuda", rank) if gpus else None
-    dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, device_id=device)
+    backend = "nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device)
 
 # %% ../nbs/11b_collectives.ipynb #c023
 def _play_rank(content, rank, size, port, line):
@@ -204,7 +206,8 @@ def _listen(line, process) -> tuple:  # ("done", when, result) or ("failed", whe
     except (EOFError, OSError):
         process.join()
         code = process.exitcode
-        return "failed", 0.0, f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        return "failed", 0.0, how
 
 
 def _gather(lines: dict, processes, timeout: float) -> dict:  # rank -> report
@@ -228,7 +231,7 @@ class ByValue:
 
     def __reduce__(self): return self.loads, (self.content,)
 
-
+# %% ../nbs/11b_collectives.ipynb #c026
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint",
             "cloudpickle", "llama_course.parallel", "llama_course.training"]
@@ -240,7 +243,7 @@ def spawn(
     *args,  # the same for all
     timeout: float = 300.0,  # seconds
 ) -> list:  # what each rank returned
-    "Runs the function on n new processes. Raises `RankFailed` with the traceback of the rank that failed first."
+    "Runs the function on n new processes. Raises `RankFailed` with the traceback of the first that failed."
     import cloudpickle
 
     context, content = multiprocessing.get_context(_METHOD), cloudpickle.dumps((function, args))
@@ -259,7 +262,7 @@ def spawn(
         for process in processes: process.kill(), process.join()
     return _results(reports, n, timeout)
 
-# %% ../nbs/11b_collectives.ipynb #c026
+# %% ../nbs/11b_collectives.ipynb #c027
 def _results(reports: dict, n: int, timeout: float) -> list:
     "The results of all ranks, or the failure that came first."
     failed = sorted((when, rank, why) for rank, (how, when, why) in reports.items() if how == "failed")
@@ -267,10 +270,11 @@ def _results(reports: dict, n: int, timeout: float) -> list:
         _, rank, why = failed[0]
         raise RankFailed(rank, f"failed:\n\n{why}" if why.startswith("Traceback") else why)
     if missing := [rank for rank in range(n) if rank not in reports]:
-        raise RankFailed(missing[0], f"did not return within {timeout:g} s (nor did {len(missing) - 1} others)")
+        others = f" (nor did {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise RankFailed(missing[0], f"did not return within {timeout:g} s{others}")
     return [reports[rank][2] for rank in range(n)]
 
-# %% ../nbs/11b_collectives.ipynb #c035
+# %% ../nbs/11b_collectives.ipynb #c036
 class ProcessWire(Wire):
     "The wire of this process in the default group of torch.distributed."
 

@@ -666,7 +666,6 @@ def _observed(main, message: dict, tree, call: Callable, watch: Callable) -> tup
 
 def _serve(sock):
     "A worker's life: cells and calls, one message each, until the judge hangs up."
-    _import_late_parts()
     put_back, receive, send, run, seen_by = _guard(_guarded_spaces()), _receive, _send, _run_cell, _observed
     watch, calls = observe, {name: exercise.call for name, exercise in EXERCISES.items()}
     main = sys.modules["__main__"] = types.ModuleType("__main__")
@@ -747,6 +746,7 @@ def _census(group: int) -> tuple:
 # %% ../nbs/20_grading.ipynb #c088
 def _settle(sock):
     "Turns this process into a worker."
+    _import_late_parts()  # before it says that it is ready: this is not the notebook's time
     limits, _ = _receive(sock)
     linux, silence = sys.platform == "linux", os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2): os.dup2(silence, stream)

@@ -81,7 +81,7 @@ class Counter(TorchDispatchMode):
             with self:  # nothing has taken it apart for autograd
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented: return out
         if func is not torch.ops.aten.lift_fresh.default:  # its argument has just been made, by torch.tensor
-            self.given |= storages((args, kwargs)).keys() - self.made.keys()
+            self.given |= {ref for ref in storages((args, kwargs)) if ref not in self.made}
         out = func(*args, **kwargs)
         self.note(func, args, kwargs, out)
         return out

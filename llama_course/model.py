@@ -204,7 +204,7 @@ class Llama(nn.Module):
         if c.tie_embeddings: self.output.weight = self.tok_embeddings.weight
         self.rope = RotaryTable(c)
         self.init_weights()
-        if attention: use_attention(self, attention)  # naive, blockwise, sdpa or xformers
+        if attention: use_attention(self, attention)  # naive, rows, blockwise, sdpa or xformers
 
     def forward(
         self,

@@ -9,7 +9,6 @@ __all__ = ['GROUP', 'CHUNK', 'ENDS', 'HALVES', 'quantize', 'dequantize', 'pack_n
            'views', 'one_token', 'packed_bytes', 'cache_bytes']
 
 # %% ../nbs/16_quantization.ipynb #c002
-from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np

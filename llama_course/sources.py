@@ -96,8 +96,6 @@ def without_header(
 class ExactDuplicates:
     "A step that drops each document whose text was there before, byte by byte. (sec. 2.1)"
 
-    whole = True  # it must see all documents of a source
-
     def __init__(self):
         self.seen = set()
 
@@ -237,8 +235,6 @@ def minhash(
 class NearDuplicates:
     "A step that drops a document whose overlap with one that was kept is over the threshold. (sec. 2.1)"
 
-    whole = True  # it must see all documents of a source
-
     def __init__(
         self,
         threshold: float = 0.9,  # of the Jaccard index, as the signatures estimate it
@@ -247,8 +243,7 @@ class NearDuplicates:
     ):
         fits = [r for r in (1, 2, 4, 8, 16, 32) if (1 - threshold**r) ** (count // r) < 1e-3]
         self.threshold, self.count, self.size, self.rows = threshold, count, size, max(fits, default=1)
-        self.signatures, self.drawers, self.compared = [], {}, 0
-        self.twins = []  # (name, name of the one kept, estimate)
+        self.signatures, self.drawers, self.compared, self.twins = [], {}, 0, []
 
     def __call__(self, document):
         signature = minhash(shingles(document.text, self.size), self.count)

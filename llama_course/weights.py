@@ -164,7 +164,8 @@ def open_pth(
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it would run {culprit[1]}" if culprit else "it holds more than numbers"
         raise UserError(f"{path} is a pickle that is not only weights ({what}): it was not opened.") from None
-    except OSError as error: raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
     except Exception:  # torch.load raises whatever its parser stumbles over
         raise UserError(f"{path} is truncated, or not a file of torch.save: fetch it again.") from None
     plain = lambda t: isinstance(t, Tensor) and t.layout == torch.strided and t.dim() in (1, 2)
@@ -209,7 +210,6 @@ class Checkpoint:
     path: Path
     config: LlamaConfig
     sources: dict[str, Source]  # by Meta's names
-    about: dict  # what else its files say
 
 # %% ../nbs/15_weights.ipynb #c028
 def read_release(
@@ -246,7 +246,7 @@ def merge_tables(folder: Path, settings: dict, tables: list) -> Checkpoint:
             raise UserError(f"{folder}: the pieces of {name} differ in shape: the files are of two models.")
     sources = {name: Source(p, dims[name] if len(p[0].shape) > 1 else None) for name, p in pieces.items()}
     vocab_size = sources["tok_embeddings.weight"].shape[0]
-    return Checkpoint(folder, params_config(settings, vocab_size, folder / "params.json"), sources, {})
+    return Checkpoint(folder, params_config(settings, vocab_size, folder / "params.json"), sources)
 
 # %% ../nbs/15_weights.ipynb #c032
 def check_sources(
@@ -260,8 +260,9 @@ def check_sources(
         source, first = sources[name], sources[name].pieces[0]
         if name not in wanted: raise UserError(f"{path} has a tensor {first.name} that a LLaMA has not.")
         if source.shape != tuple(wanted[name]):
+            why = "of different models" + " (or a file is missing)" * (source.dim is not None)
             raise UserError(f"{path}: {first.name} is {source.shape}, and its settings ask for"
-                            f" {tuple(wanted[name])}: the two are of different models.")
+                            f" {tuple(wanted[name])}: the two are {why}.")
         for piece in source.pieces:
             if not is_readable(piece.kind):
                 raise UserError(f"{piece.path}: {piece.name} is of the kind {piece.kind}: not supported.")
@@ -364,10 +365,10 @@ def read_hugging_face(
         if Path(file).name != file: raise UserError(f"{index} leads out of its folder, to {file}: not read.")
         if not (folder / file).is_file(): raise UserError(f"{folder} has no {file}: fetch it.")
         table |= safetensors_table(folder / file)
-    return named_sources(folder, config, table, hugging_face_names(config), settings, turned=True)
+    return named_sources(folder, config, table, hugging_face_names(config), turned=True)
 
 # %% ../nbs/15_weights.ipynb #c046
-def named_sources(path, config, table, names, about, turned) -> Checkpoint:
+def named_sources(path, config, table, names, turned) -> Checkpoint:
     "The checkpoint of whole tensors under other names; `turned`: wq and wk have Hugging Face's rows."
     left, sources = dict(table), {}
     heads = {"wq": config.n_heads, "wk": config.n_kv_heads} if turned else {}
@@ -379,7 +380,7 @@ def named_sources(path, config, table, names, about, turned) -> Checkpoint:
         else: raise UserError(f"{path} has no tensor {theirs}: it is incomplete.")
     for name, stored in left.items():
         if not name.endswith("rotary_emb.inv_freq"): sources[name] = Source((stored,))
-    return Checkpoint(path, config, sources, about)
+    return Checkpoint(path, config, sources)
 
 # %% ../nbs/15_weights.ipynb #c050
 def save_hugging_face(
@@ -537,7 +538,7 @@ def read_gguf(
     about, table = read_gguf_header(path)
     config = gguf_config(about, table, path)
     with torch.device("meta"): names = {name: gguf_name(name) for name in Llama(config).state_dict()}
-    return named_sources(Path(path), config, table, names, about, turned=False)
+    return named_sources(Path(path), config, table, names, turned=False)
 
 # %% ../nbs/15_weights.ipynb #c064
 def read_checkpoint(

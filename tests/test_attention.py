@@ -26,7 +26,7 @@ many = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 shapes = dict(B=st.integers(1, 2), K=st.integers(1, 3), group=st.integers(1, 3), T=st.integers(1, 40),
               past=st.sampled_from([0, 0, 1, 5, 17]), Q=st.sampled_from([2, 8, 24]), block=st.integers(1, 50),
               seed=st.integers(0, 2**31))
-HERE = ("naive", "blockwise", "sdpa")  # what runs without a GPU
+HERE = ("naive", "rows", "blockwise", "sdpa")  # what runs without a GPU
 
 
 def drawn(B, H, K, T, S, Q, dtype=torch.float64):
@@ -376,7 +376,7 @@ def test_xformers_is_not_imported_unasked():
 
 
 def test_unknown_names():
-    with pytest.raises(UserError, match="choose one of naive, blockwise, sdpa, xformers"): check_backend("flash")
-    assert list(BACKENDS) == ["naive", "blockwise", "sdpa", "xformers"]
+    with pytest.raises(UserError, match="choose one of naive, rows, blockwise, sdpa, xformers"): check_backend("flash")
+    assert list(BACKENDS) == ["naive", "rows", "blockwise", "sdpa", "xformers"]
     assert inspect.signature(attend).parameters["backend"].default == Attention.backend == "sdpa"
     assert BACKENDS["sdpa"] is fused_attention

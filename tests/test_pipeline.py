@@ -63,7 +63,8 @@ def test_json_lines_packed_or_not(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
     for name in ("a.jsonl", "a.jsonl.gz"):
         found, bad = read(tmp_path / name)
-        assert [(d.name, d.text) for d in found] == [("a", "x"), (f"{name}:3", "y"), (f"{name}:8", "\udcff"), (f"{name}:9", "")]
+        wanted = [("a", "x"), (f"{name}:3", "y"), (f"{name}:8", "\udcff"), (f"{name}:9", "")]
+        assert [(d.name, d.text) for d in found] == wanted
         assert bad == {"not a JSON object": 2, "no text under 'text'": 2}
     (tmp_path / "b.jsonl").write_text('{"body": "x", "url": "u"}\n')
     assert read(tmp_path / "b.jsonl", text="body", name="url")[0] == [Document("s", "u", "x")]
@@ -119,7 +120,8 @@ def test_duplicates_within_a_task_only(tmp_path):
     lay_out(tmp_path / "in", [prose(0)] * 4, 4)
     task = recipe(tmp_path, ["exact_duplicates"], top="tasks = 2", more='duplicates = "task"')
     assert run_recipe(task, tmp_path / "task")["sources"]["s"]["documents"] == 2
-    assert run_recipe(recipe(tmp_path, ["exact_duplicates"], top="tasks = 2"), tmp_path / "all")["sources"]["s"]["documents"] == 1
+    whole = recipe(tmp_path, ["exact_duplicates"], top="tasks = 2")
+    assert run_recipe(whole, tmp_path / "all")["sources"]["s"]["documents"] == 1
 
 
 def test_a_filter_may_stand_twice(tmp_path):
@@ -152,16 +154,18 @@ def test_data_sets_are_streamed(tmp_path):
 def test_the_example_runs_as_it_stands(tmp_path):
     pytest.importorskip("mwparserfromhell"), pytest.importorskip("warcio"), pytest.importorskip("py3langid")
     from llama_course.web import write_warc
-    long = [" ".join(["This is a sentence about the weather in England, and it has many words."] * 3) + prose(i) for i in range(6)]
-    pages = [(f"http://a.b/{i}", "text/html", f"<p>{text}</p><p>{prose(i + 50)}</p>".encode()) for i, text in enumerate(long)]
+    english = "This is a sentence about the weather in England, and it has many words. " * 3
+    page = lambda i: f"<p>{english}{prose(i)}</p><p>{prose(i + 50)}</p>".encode()
+    pages = [(f"http://a.b/{i}", "text/html", page(i)) for i in range(6)]
     (tmp_path / "commoncrawl").mkdir()
     write_warc(tmp_path / "commoncrawl" / "a.warc.gz", pages)
-    lay_out(tmp_path / "c4", ["\n".join(f"Here the {WORDS[i + j]} of {WORDS[9 + i]} ends with a full stop." for j in range(5))
-                              for i in range(4)], 2)
+    line = lambda i, j: f"Here the {WORDS[i + j]} of {WORDS[9 + i]} ends with a full stop."
+    lay_out(tmp_path / "c4", ["\n".join(line(i, j) for j in range(5)) for i in range(4)], 2)
     lay_out(tmp_path / "github", ["# Copyright X\nx = 1\n", "y = 1\n", "y = 1\n", "z" * 2000], 1)
     for name in ("wikipedia", "books", "arxiv/one", "stackexchange"): (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "wikipedia" / "w.xml").write_text("<mediawiki xmlns='http://x/'><page><title>Tea</title><ns>0</ns>"
-                                                  "<revision><text>'''Tea''' is [[hot]].</text></revision></page></mediawiki>")
+    (tmp_path / "wikipedia" / "w.xml").write_text(
+        "<mediawiki xmlns='http://x/'><page><title>Tea</title><ns>0</ns>"
+        "<revision><text>'''Tea''' is [[hot]].</text></revision></page></mediawiki>")
     for i in range(3): (tmp_path / "books" / f"{i}.txt").write_text(prose(1 if i else 0, 500))
     (tmp_path / "arxiv" / "one" / "a.tex").write_text(r"\def\a{b}\begin{document}\section{S}\a % c")
     (tmp_path / "stackexchange" / "Posts.xml").write_text(
@@ -261,13 +265,14 @@ def test_a_lost_part_is_made_again(tmp_path, filters):
     assert run_recipe(path, out) == first and texts_of(out) == before
 
 
-def gone(group, seconds=60):
+def gone(group, seconds=30):
     "Whether all processes of the group end by themselves."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try: os.killpg(group, 0)
         except ProcessLookupError: return True
         time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
     return False
 
 
@@ -277,15 +282,16 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, code):
     lay_out(tmp_path / "in", texts, 40)
     path = recipe(tmp_path, ["short_lines", "without_header", "near_duplicates"], top="tasks = 40\nworkers = 2")
     out, markers = tmp_path / "out", tmp_path / "out" / "work" / "s" / "1" / "completions"
-    process = subprocess.Popen([*BASE, str(path), "--out", str(out)], stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen([*BASE, str(path), "--out", str(out)], stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and len(list(markers.glob("*"))) < 4: time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.wait()
     done = {p.name: p.stat().st_mtime_ns for p in markers.glob("*")}
     assert process.returncode == -signal.SIGKILL and 4 <= len(done) < 40 and not (out / "data.json").exists()
     assert gone(process.pid), "a worker outlived the command"
     again = run_recipe(recipe(tmp_path, ["short_lines", "without_header", "near_duplicates"], top="tasks = 40"), out)
-    assert again == run_recipe(path.with_name("recipe.toml"), tmp_path / "whole") and texts_of(out) == texts_of(tmp_path / "whole")
+    assert again == run_recipe(tmp_path / "recipe.toml", tmp_path / "whole")
+    assert texts_of(out) == texts_of(tmp_path / "whole")
     assert {name: (markers / name).stat().st_mtime_ns for name in done} == done
     assert not list(out.rglob("*.part"))
 
@@ -295,8 +301,8 @@ def test_a_killed_worker_is_said(tmp_path, code):
     psutil = pytest.importorskip("psutil")
     lay_out(tmp_path / "in", [d.text for d in code] * 3, 40)
     path = recipe(tmp_path, ["without_header", "without_tex_comments"], top="tasks = 40\nworkers = 2")
-    process = subprocess.Popen([*BASE, str(path), "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-                               start_new_session=True, text=True)
+    process = subprocess.Popen([*BASE, str(path), "--out", str(tmp_path / "out")], stderr=subprocess.PIPE,
+                               stdout=subprocess.PIPE, start_new_session=True, text=True)
     markers = tmp_path / "out" / "work" / "s" / "1" / "completions"
     while process.poll() is None and len(list(markers.glob("*"))) < 2: time.sleep(0.01)
     workers = [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
@@ -348,19 +354,22 @@ def test_train_takes_the_folder(tmp_path, with_tokenizer):
     path.write_text(path.read_text().replace("proportion = 1\n", "proportion = 0.75\n"))
     made, out = run_recipe(path, tmp_path / "out"), tmp_path / "out"
     if with_tokenizer:
-        assert made["tokenizer"] == Tokenizer.load(tmp_path / "t.model").fingerprint
+        tokenizer = Tokenizer.load(tmp_path / "t.model")
+        assert made["tokenizer"] == tokenizer.fingerprint
         for name in ("s", "b"):
             sides = [Shard(out / "tokens" / f"{name}.{side}.tokens") for side in ("train", "held_out")]
             assert list(map(len, sides)) == list(made["sources"][name]["tokens"].values()) and min(map(len, sides)) > 0
-            total = len(texts_of(out, name)) * 2 + sum(len(Tokenizer.load(tmp_path / "t.model").encode(t)) for _, t in texts_of(out, name))
+            total = sum(len(tokenizer.encode(text)) + 2 for _, text in texts_of(out, name))
             assert sum(map(len, sides)) == total  # with BOS and EOS of each document, and none on both sides
     run_own([out], tmp_path / "run", steps=2, vocab_size=None if with_tokenizer else 340)
     run = Run(tmp_path / "run")
-    assert run["recipe"]["proportions"] == {"s": 0.75, "b": 0.25} and run["settings"]["vocab_size"] == (300 if with_tokenizer else 340)
+    assert run["recipe"]["proportions"] == {"s": 0.75, "b": 0.25}
+    assert run["settings"]["vocab_size"] == (300 if with_tokenizer else 340)
     assert (run["tokenizer"] == made["tokenizer"]) == with_tokenizer
     if with_tokenizer:
         assert (tmp_path / "run/data/s.train.tokens").read_bytes() == (out / "tokens/s.train.tokens").read_bytes()
-        with pytest.raises(UserError, match="leave --vocab-size out"): run_own([out], tmp_path / "run 2", steps=2, vocab_size=500)
+        with pytest.raises(UserError, match="leave --vocab-size out"):
+            run_own([out], tmp_path / "run 2", steps=2, vocab_size=500)
     (out / "data.json").unlink()
     with pytest.raises(UserError, match="is not finished"): run_own([out], tmp_path / "run 3", steps=2)
 

@@ -144,7 +144,8 @@ def lock() -> dict[str, str]:
 
 
 def test_the_lock_holds_what_the_settings_ask_for():
-    keys = ["requirements", *(f"{extra}_requirements" for extra in ("demo", "dev", "docs", "bench"))]
+    keys = ["requirements", *(f"{extra}_requirements" for extra in ("demo", "data", "smollm", "fast", "serve", "log",
+                                                                "grading", "dev", "docs", "bench"))]
     for item in map(Requirement, " ".join(settings()[key] for key in keys).split()):
         assert item.specifier.contains(lock().get(canonicalize_name(item.name), "0")), item
 

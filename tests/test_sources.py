@@ -242,6 +242,15 @@ def test_macros_become_what_they_stand_for(paper):
     assert s.expand_macros(text) == wanted
 
 
+@pytest.mark.parametrize("text, wanted", [
+    (r"\def\a{\alpha}$\a x\a_1\a1$", r"$\alpha x\alpha_1\alpha1$"), (r"\def\a{b}\a c \ab", r"bc \ab"),
+    (r"\def\b#1{<#1>}\def\a{\b}\a{x}", "<x>"), (r"\def\m#1{\def\k##1{#1-##1}}\m{a}\k{b}", "a-b"),
+    (r"\verb|\a|\def\a{1}\verb|\a|\a", r"\verb|\a|\verb|\a|1"), (r"\a\def\a{1}\a\def\a{2}\a", r"\a12"),
+    (r"\newcommand\f[2][x]{#1#2}\f yz\f[q]{rs}", "xyzqrs"), (r"\DeclareMathOperator{\id}{id}\id", r"\operatorname{id}")])
+def test_macros_one_by_one(text, wanted):
+    assert s.expand_macros(text) == wanted
+
+
 @given(st.text(alphabet="\\newcommand{}[]#1ab def", max_size=60))
 def test_any_tex_is_survived(text):
     out = s.expand_macros(text)

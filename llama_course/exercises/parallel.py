@@ -38,11 +38,11 @@ reduce_scatter = Exercise(
     call=on_stage(lambda parts: [(list(own),) for own in parts]),
     points={"values": 5, "invariant": 2, "ledger": 3},
     hints=(
-        "Every part has to travel to one rank and be added up on the way, or there. Who sends what to whom first?",
-        "In a ring: begin with part rank - 1. In each of N - 1 steps send what you hold to rank + 1, receive from "
-        "rank - 1, and add your own part of the same number: in step s that is part rank - 1 - s.",
-        "All numbers modulo N. Send before you receive, or everybody waits. The sum is a new tensor: a + b, not "
-        "a += b. A rank need not send more than N - 1 parts.",
+        "Every part has to travel to one rank and be added up on the way, or there. Who sends what to whom?",
+        "In a ring: begin with part rank - 1. In each of N - 1 steps send what you hold to rank + 1, receive "
+        "from rank - 1, and add your own part of the same number: in step s that is part rank - 1 - s.",
+        "All numbers modulo N. Send before you receive, or everybody waits. The sum is a new tensor: a + b, "
+        "not a += b. A rank need not send more than N - 1 parts.",
     ),
 )
 
@@ -51,7 +51,7 @@ def _(seed: int):
     random = torch.Generator().manual_seed(seed)
     for n, shape, dtype in ((1, (3,), torch.float32), (4, (6,), torch.float64), (2, (4,), torch.float32),
                             (3, (2, 5), torch.float32), (5, (3, 2), torch.float32)):
-        yield (torch.randn(n, n, *shape, generator=random).to(dtype),)  # [rank that has it, rank that gets it]
+        yield (torch.randn(n, n, *shape, generator=random).to(dtype),)  # [who has it, who gets it]
 
 @reduce_scatter.reference
 def _(parts):
@@ -146,13 +146,14 @@ sharded_step = Exercise(
             grads, mean.chunk(len(grads)), square.chunk(len(grads)))]),
     points={"values": 5, "invariant": 2, "ledger": 3},
     hints=(
-        "A rank updates only the share whose averages it has. Of which gradient does it need what, and how do the "
-        "others hear of the new weights?",
-        "A reduce-scatter of the gradient's parts, divided by N; AdamW on this rank's part of the weights; an "
-        "all-gather of the new parts. ring_reduce_scatter and ring_all_gather are there.",
-        "AdamW: m += (1 - b1)(g - m); v = b2 v + (1 - b2) g²; the weight times 1 - lr * decay, minus lr * (m / (1 - "
-        "b1^t)) / (sqrt(v / (1 - b2^t)) + eps), with b1 0.9, b2 0.95, eps 1e-8, decay 0.1. t is `step`.",
-        "Nothing but a gradient's parts and new weights has to travel: 2(N - 1)/N of the vector from each rank.",
+        "A rank updates only the share whose averages it has. Of which gradient does it need what, and how "
+        "do the others hear of the new weights?",
+        "A reduce-scatter of the gradient's parts, divided by N; AdamW on this rank's part of the weights; "
+        "an all-gather of the new parts. ring_reduce_scatter and ring_all_gather are there.",
+        "AdamW: m += (1 - b1)(g - m); v = b2 v + (1 - b2) g²; the weight times 1 - lr * decay, minus lr * "
+        "(m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), with b1 0.9, b2 0.95, eps 1e-8, decay 0.1. t is "
+        "`step`.",
+        "Nothing but a gradient's parts and new weights has to travel: 2(N - 1)/N of the vector a rank.",
     ),
 )
 
@@ -179,7 +180,8 @@ def _(weights, grads, mean, square, step, lr):
 def _sharded(wire, weights, grad, mean, square, step, lr, scale=None, gather=True, whole=False, **how):
     "The step, with a place for each mistake."
     parts = list(grad.chunk(wire.size))
-    own = (ring_all_reduce(wire, grad).chunk(wire.size)[wire.rank] if whole else ring_reduce_scatter(wire, parts))
+    own = ring_all_reduce(wire, grad).chunk(wire.size)[wire.rank] if whole else None
+    if not whole: own = ring_reduce_scatter(wire, parts)
     own = own / (wire.size if scale is None else scale)
     part, mean, square = _adamw(weights.chunk(wire.size)[wire.rank], own, mean, square, step, lr, **how)
     if gather: return torch.cat(ring_all_gather(wire, part)), mean, square
@@ -269,9 +271,9 @@ parallel_mlp = Exercise(
         (x, *shards) for shards in zip(w1.chunk(n), w2.chunk(n, dim=1), w3.chunk(n))]),
     points={"values": 5, "invariant": 2, "ledger": 3},
     hints=(
-        "What can a rank compute of silu(W1 x) * W3 x, if it has some rows of W1 and W3? And of W2 times that?",
-        "A rank's rows of W1 and W3 give some elements of the inner vector, and these are what its columns of W2 "
-        "are multiplied with. Nothing has to be sent until then.",
+        "What can a rank compute of silu(W1 x) * W3 x, with some rows of W1 and W3? And of W2 times that?",
+        "A rank's rows of W1 and W3 give some elements of the inner vector, and these are what its columns "
+        "of W2 are multiplied with. Nothing has to be sent until then.",
         "The result of W2's columns is one term of a sum over ranks: ring_all_reduce, once, at the end.",
     ),
 )
@@ -287,6 +289,7 @@ def _(seed: int):
 def _(x, w1, w2, w3, n):
     return [F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)] * n
 
+# %% ../../nbs/exercises/12_parallel.ipynb #c024
 @parallel_mlp.right
 def _(wire, x, w1, w2, w3):
     return ring_all_reduce(wire, F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2))
@@ -298,7 +301,7 @@ def _(wire, x, w1, w2, w3):
     own = ring_reduce_scatter(wire, list(rows.chunk(wire.size)))
     return torch.cat(ring_all_gather(wire, own))[: x.numel()].view(x.shape)
 
-# %% ../../nbs/exercises/12_parallel.ipynb #c024
+# %% ../../nbs/exercises/12_parallel.ipynb #c025
 @parallel_mlp.invariant("which rank has which inner elements does not matter")
 def _(seen):
     x, w1, w2, w3, n = list(parallel_mlp.make_cases(3))[3]
@@ -314,7 +317,7 @@ def _(x, w1, w2, w3, n):
 def _(x, w1, w2, w3, n):
     return 2 * 3 * x.numel() * len(w1)
 
-# %% ../../nbs/exercises/12_parallel.ipynb #c026
+# %% ../../nbs/exercises/12_parallel.ipynb #c027
 def _inner(x, w1, w3): return F.silu(F.linear(x, w1)) * F.linear(x, w3)
 
 @parallel_mlp.mistake("the sum is missing", hint=3)
@@ -342,7 +345,7 @@ def _(wire, x, w1, w2, w3):
     "The gate is silu(W1 x); you gate with silu(W3 x)."
     return ring_all_reduce(wire, F.linear(_inner(x, w3, w1), w2))
 
-# %% ../../nbs/exercises/12_parallel.ipynb #c027
+# %% ../../nbs/exercises/12_parallel.ipynb #c028
 @parallel_mlp.mistake("the inner vector is gathered", hint=2)
 def _(wire, x, w1, w2, w3):
     "All inner elements travel to all ranks, and each uses its own: nothing needs sending before W2."
@@ -360,17 +363,17 @@ def _(wire, x, w1, w2, w3):
     w1, w3 = (torch.cat(ring_all_gather(wire, w)) for w in (w1, w3))
     return F.linear(_inner(x, w1, w3), torch.cat(ring_all_gather(wire, w2), 1))
 
-# %% ../../nbs/exercises/12_parallel.ipynb #c030
+# %% ../../nbs/exercises/12_parallel.ipynb #c031
 clip_shards = Exercise(
     "clip_shards", chapter="12_parallel", kind="diagnose", factor=16.0,
     call=on_stage(lambda shards, gains, max_norm: [(shard, gains, max_norm) for shard in shards]),
     points={"values": 5, "invariant": 2, "ledger": 3},
     hints=(
         "Take two ranks with shards (3,) and (4,) and no gains. How long is the whole gradient?",
-        "Squares add up, lengths do not. And `gains` is one tensor, of which every rank has a copy: how often does it "
-        "count? And what happens to a gradient that is shorter than max_norm?",
-        "norm = sqrt(all-reduce of the shard's squares + the squares of gains); scale = min(1, max_norm / norm). One "
-        "number a rank has to travel.",
+        "Squares add up, lengths do not. And `gains` is one tensor, of which every rank has a copy: how "
+        "often does it count? And what happens to a gradient that is shorter than max_norm?",
+        "norm = sqrt(all-reduce of the shard's squares + the squares of gains); scale = min(1, max_norm / "
+        "norm). One number a rank has to travel.",
     ),
 )
 
@@ -386,6 +389,7 @@ def _(shards, gains, max_norm):
     scale = min(1.0, max_norm / norm.item())
     return [(shard * scale, gains * scale, norm) for shard in shards]
 
+# %% ../../nbs/exercises/12_parallel.ipynb #c032
 def _clip(wire, shard, gains, max_norm, total=None, scale=None):
     "Clipping, with a place for each mistake."
     squares = shard.square().sum(), gains.square().sum()
@@ -402,7 +406,7 @@ def _(wire, shard, gains, max_norm):
     if norm <= max_norm: return shard.clone(), gains.clone(), norm
     return shard * (max_norm / norm), gains * (max_norm / norm), norm
 
-# %% ../../nbs/exercises/12_parallel.ipynb #c031
+# %% ../../nbs/exercises/12_parallel.ipynb #c033
 @clip_shards.invariant("into how many shards a gradient is cut does not matter")
 def _(seen):
     whole = torch.randn(12, generator=torch.Generator().manual_seed(4))
@@ -413,7 +417,7 @@ def _(seen):
 def _(shards, gains, max_norm):
     return 2 * (len(shards) - 1) * len(shards) * 4
 
-# %% ../../nbs/exercises/12_parallel.ipynb #c033
+# %% ../../nbs/exercises/12_parallel.ipynb #c035
 @clip_shards.mistake("the code as it was given", hint=1)
 def _(wire, shard, gains, max_norm):
     "Lengths are added, the copies of gains are counted on every rank, and short gradients are made longer."
@@ -440,7 +444,7 @@ def _(wire, *args):
     "The length is that of all parameters together; the squares of gains are missing."
     return _clip(wire, *args, total=lambda w, s, g: ring_all_reduce(w, s).sqrt())
 
-# %% ../../nbs/exercises/12_parallel.ipynb #c034
+# %% ../../nbs/exercises/12_parallel.ipynb #c036
 @clip_shards.mistake("short gradients are made longer", hint=2)
 def _(wire, *args):
     "A gradient that is short enough stays as it is: the factor is at most 1."

@@ -24,8 +24,8 @@ merge_shards = Exercise(
     "merge_shards", chapter="15_weights", kind="rebuild",
     points={"values": 5, "invariant": 3, "ledger": 2},
     hints=(
-        "A matrix that spreads the stream (wq, wk, wv, w1, w3, output) is cut by rows, one that gathers it (wo, w2) "
-        "by columns, and so is the embedding. Norms are whole in every file.",
+        "A matrix that spreads the stream (wq, wk, wv, w1, w3, output) is cut by rows, one that gathers it "
+        "(wo, w2) by columns, and so is the embedding. Norms are whole in every file.",
         "The name decides, not the shape: wq and wo are both square. Columns are dimension 1.",
         "torch.cat(pieces, dim) glues in the order of the files. A norm is taken from the first file.",
     ),
@@ -148,10 +148,10 @@ unpermute = Exercise(
     hints=(
         "Only what is rotated has an order of pairs: queries and keys. Values, the output matrix and the "
         "feed-forward part stay as they are.",
-        "Hugging Face keeps the rows of a head as (first of each pair), then (second of each pair); Meta wants the "
-        "two of a pair side by side. Cut the rows into (heads, 2, Q/2), swap the last two.",
-        "wk has n_kv_heads heads, wq n_heads; both have the same width of a head. Rows are dimension 0: a layer's "
-        "weight is (out, in).",
+        "Hugging Face keeps the rows of a head as (first of each pair), then (second of each pair); Meta "
+        "wants the two of a pair side by side. Cut the rows into (heads, 2, Q/2), swap the last two.",
+        "wk has n_kv_heads heads, wq n_heads; both have the same width of a head. Rows are dimension 0: a "
+        "layer's weight is (out, in).",
     ),
 )
 
@@ -209,8 +209,8 @@ def _(layer, n_heads, n_kv_heads):
 @unpermute.mistake("the wrong direction", hint=2)
 def _(layer, n_heads, n_kv_heads):
     "This goes from Meta's order to Hugging Face's: (heads, Q/2, 2) was cut where (heads, 2, Q/2) should be."
-    turned = {"q_proj": _turn_back(layer["q_proj"], n_heads), "k_proj": _turn_back(layer["k_proj"], n_kv_heads)}
-    return layer | turned
+    heads = {"q_proj": n_heads, "k_proj": n_kv_heads}
+    return layer | {name: _turn_back(layer[name], n) for name, n in heads.items()}
 
 @unpermute.mistake("nothing is turned", hint=1)
 def _(layer, n_heads, n_kv_heads):
@@ -258,7 +258,7 @@ def _(layer, n_heads, n_kv_heads):
 
 @unpermute.mistake("a matrix of ones and zeros", hint=2)
 def _(layer, n_heads, n_kv_heads):
-    "Multiplying by a permutation matrix moves rows at the price of a matrix product; index or reshape instead."
+    "Multiplying by a permutation moves rows at the price of a matrix product; index or reshape instead."
     def moved(t, heads): return _turn(torch.eye(len(t)), heads).to(t.dtype) @ t
     return layer | {"q_proj": moved(layer["q_proj"], n_heads), "k_proj": moved(layer["k_proj"], n_kv_heads)}
 
@@ -267,9 +267,9 @@ read_tensor = Exercise(
     "read_tensor", chapter="15_weights", kind="diagnose",
     points={"values": 7, "invariant": 3},
     hints=(
-        "Read the file by hand: eight bytes with the length of the table, the table, the numbers. From where are "
-        "data_offsets counted?",
-        "Both ends of data_offsets are needed, and the dtype in the table: BF16 and F16 are both two bytes wide.",
+        "Read the file by hand: eight bytes with the length of the table, the table, the numbers. From where "
+        "are data_offsets counted?",
+        "Both ends of data_offsets are needed, and the dtype: BF16 and F16 are both two bytes wide.",
         "Offsets count from the end of the table, byte 8 + length. Views: bytes.view(torch.bfloat16), then "
         ".view(shape), then .float().",
     ),
@@ -295,8 +295,8 @@ def _(seed):
     random = torch.Generator().manual_seed(seed)
     def draw(dtype, *shape): return torch.randn(shape, generator=random).to(dtype)
     for _ in range(2):
-        tensors = {"b": draw(torch.float32, 4, 6), "a": draw(torch.bfloat16, 3, 5), "c": draw(torch.float16, 2, 7),
-                   "d": draw(torch.float32, 9)}
+        tensors = {"b": draw(torch.float32, 4, 6), "a": draw(torch.bfloat16, 3, 5),
+                   "c": draw(torch.float16, 2, 7), "d": draw(torch.float32, 9)}
         file = file_of(tensors, ["d", "a", "c", "b"])
         yield from ((file, name) for name in tensors)
 
@@ -333,8 +333,8 @@ def _(file, name): return _read(file, name)
 def _(file, name):
     length = int(file[:8].clone().view(torch.int64))
     table, data = json.loads(file[8 : 8 + length].numpy().tobytes()), file[8 + length :]
-    begin, end = table[name]["data_offsets"]
-    return data[begin:end].clone().view(KINDS[table[name]["dtype"]]).reshape(table[name]["shape"]).to(torch.float32)
+    begin, end = (entry := table[name])["data_offsets"]
+    return data[begin:end].clone().view(KINDS[entry["dtype"]]).reshape(entry["shape"]).to(torch.float32)
 
 # %% ../../nbs/exercises/15_weights.ipynb #c026
 @read_tensor.mistake("the reader as it was given", hint=1)

