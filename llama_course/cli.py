@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'Minutes', 'Steps', 'Seed', 'COMPILERS', 'PACKAGES', 'begin', 'Terminated', 'fail', 'command', 'main',
-           'option', 'demo', 'train', 'data', 'generate', 'load_others', 'grade', 'in_lines', 'plan', 'check_machine',
-           'check_packages', 'examine', 'doctor', 'in_words']
+           'option', 'demo', 'train', 'data', 'generate', 'load_others', 'one_model', 'chat', 'serve', 'grade',
+           'in_lines', 'plan', 'rehearsed', 'dry_lines', 'check_machine', 'check_packages', 'examine', 'doctor',
+           'in_words']
 
 # %% ../nbs/21_cli.ipynb #c002
 import json
@@ -134,7 +135,7 @@ def train(
 # %% ../nbs/21_cli.ipynb #c014
 @command
 def data(
-    recipe: Annotated[Path | None, typer.Argument(help="The TOML file that says what to read and how.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="A TOML file: what to read and how.")] = None,
     out: option(Path, "The folder for all that is made.") = Path("data"),
     example: option(bool, "Print a recipe to begin with: the paper's seven sources.", "--example") = False,
     as_json: Json = False,
@@ -143,7 +144,7 @@ def data(
     from llama_course.pipeline import EXAMPLE, in_words, run_recipe
 
     if example: return print(EXAMPLE, end="")
-    if not recipe: raise UserError("give a recipe; `llama-course data --example > recipe.toml` makes one to edit.")
+    if not recipe: raise UserError("give a recipe; `data --example > recipe.toml` makes one to edit.")
     made = run_recipe(recipe, out)
     print(json.dumps(made) if as_json else in_words(made))
 
@@ -179,6 +180,53 @@ def load_others(path):
     return load_pair(path)
 
 # %% ../nbs/21_cli.ipynb #c017
+def one_model(run, weights):
+    "Model and tokenizer of a run, or of a checkpoint of others."
+    from llama_course.demo import load_run
+
+    if run and weights: raise UserError("--run and --weights each name a model: leave one out.")
+    return load_others(weights) if weights else load_run(run or Path("runs/demo"))
+
+# %% ../nbs/21_cli.ipynb #c018
+@command
+def chat(
+    run: option(Path | None, "The folder of a finished run; runs/demo if left out.") = None,
+    weights: option(Path | None, "A GGUF file, or a folder of Meta's or Hugging Face's.") = None,
+    tokens: option(int, "Of an answer, at most.") = 200,
+    temperature: option(float, "0: always the likeliest; 1: as the model believes.") = 0.8,
+    top_p: option(float, "Draw from the fewest tokens that hold this much probability.") = 0.95,
+    seed: option(int | None, "The same seed gives the same answers.") = None,
+):
+    "Talk with a model; Ctrl-D ends it."
+    from llama_course.generation import check_sampling
+    from llama_course.serving import chat
+
+    if tokens < 1: raise UserError(f"--tokens {tokens}: at least 1.")
+    check_sampling(temperature, None, top_p)
+    ask = (lambda: input("> ")) if sys.stdin.isatty() else input
+    chat(*one_model(run, weights), ask, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+# %% ../nbs/21_cli.ipynb #c019
+@command
+def serve(
+    run: option(Path | None, "The folder of a finished run; runs/demo if left out.") = None,
+    weights: option(Path | None, "A GGUF file, or a folder of Meta's or Hugging Face's.") = None,
+    host: option(str, "The address; another one than 127.0.0.1 lets other machines ask.") = "127.0.0.1",
+    port: option(int, "0: any that is free.") = 8000,
+    rows: option(int, "Texts that are written at once.") = 4,
+    waiting: option(int, "Requests in the queue at most.") = 16,
+    compiled: option(bool, "Compile the step first: slower to begin, then faster.", "--compiled") = False,
+):
+    "Serve a model: OpenAI's protocol, and a page to talk to it."
+    from llama_course.serving import serve
+
+    for name, value, least in (("rows", rows, 1), ("waiting", waiting, 0)):
+        if not least <= value <= 1024: raise UserError(f"--{name} {value}: from {least} to 1024.")
+    model, tokenizer = one_model(run, weights)
+    name = Path(weights or run or "runs/demo").resolve().stem
+    serve(model, tokenizer, name, host, port, rows, waiting, compiled)
+
+# %% ../nbs/21_cli.ipynb #c022
 @command
 def grade(
     path: Annotated[Path, typer.Argument(help="A notebook with your answers, or a folder of them.")],
@@ -204,7 +252,7 @@ def in_lines(result: dict) -> str:
         scored = [scored[0] + e["points"], scored[1] + e["max_points"]]
     return "\n".join([*lines, "{:g} of {:g} points".format(*scored)])
 
-# %% ../nbs/21_cli.ipynb #c020
+# %% ../nbs/21_cli.ipynb #c025
 @command
 def plan(
     model: option(str, "A model by name: 7B, 13B, 33B, 65B, ...") = "65B",
@@ -217,17 +265,37 @@ def plan(
     sequence: option(bool | None, "Sequence parallelism, yes or no.") = None,
     compiled: option(bool, "The code between the matrices is fused.", "--compiled") = False,
     price: option(float | None, "Dollars a GPU-hour.") = None,
+    dry: option(bool, "Take one step of the real code with shapes alone, and count.", "--dry-run") = False,
     as_json: Json = False,
 ):
     "Say what a run needs: memory, days, money, carbon; and how to spread it."
     from llama_course.planner import in_words, plan
 
+    if dry and compiled: raise UserError("a dry run has no compiled code: leave out --compiled or --dry-run.")
     fixed = {"tensor": tensor, "micro_batch": micro_batch, "checkpointing": checkpointing}
     fixed["sequence"] = sequence
     result = plan(model, gpus, gpu, tokens, fixed, compiled=compiled, price=price)
-    print(json.dumps(result) if as_json else in_words(result))
+    if dry: result["dry_run"] = rehearsed(model, result["layout"])
+    print(json.dumps(result) if as_json else "\n".join([in_words(result), *dry_lines(result)]))
 
-# %% ../nbs/21_cli.ipynb #c023
+# %% ../nbs/21_cli.ipynb #c026
+def rehearsed(model, layout: dict) -> dict:
+    "The dry run of a layout, beside the plan."
+    from llama_course.dryrun import compare
+    from llama_course.model import LlamaConfig
+    from llama_course.planner import Layout
+
+    return compare(LlamaConfig.from_name(model), Layout(**layout))
+
+
+def dry_lines(result: dict) -> list:
+    "The dry run of a plan as text; nothing where there is none."
+    if "dry_run" not in result: return []
+    from llama_course.dryrun import in_words
+
+    return [in_words(result["dry_run"])]
+
+# %% ../nbs/21_cli.ipynb #c029
 COMPILERS = "Debian: apt install g++; macOS: xcode-select --install; Windows: Build Tools for Visual Studio"
 
 
@@ -255,7 +323,7 @@ PACKAGES = {  # what each is for; what to do without it
     "transformers": ("comparisons in chapters, tests and graders", "pip install transformers"),
     "xformers": ("attention as in the paper, on a GPU", "with a GPU: pip install xformers")}
 
-# %% ../nbs/21_cli.ipynb #c024
+# %% ../nbs/21_cli.ipynb #c030
 def check_packages() -> list:
     "Packages that not everything needs, in the same form."
     from importlib.util import find_spec
@@ -274,7 +342,7 @@ def examine() -> dict:  # {"machine": {...}, "checks": [{"name", "good", "found"
               for name, good, found, advice in check_machine(facts) + check_packages()]
     return {"machine": facts, "checks": checks}
 
-# %% ../nbs/21_cli.ipynb #c026
+# %% ../nbs/21_cli.ipynb #c032
 @command
 def doctor(as_json: Json = False):
     "Say what this machine can run, and what is missing."

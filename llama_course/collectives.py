@@ -236,7 +236,7 @@ _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods(
 _PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint",
             "cloudpickle", "llama_course.parallel", "llama_course.training"]
 
-
+# %% ../nbs/11b_collectives.ipynb #c027
 def spawn(
     function,  # function(*args); it may be written in a notebook, and finds its group made
     n: int,  # ranks
@@ -262,7 +262,7 @@ def spawn(
         for process in processes: process.kill(), process.join()
     return _results(reports, n, timeout)
 
-# %% ../nbs/11b_collectives.ipynb #c027
+# %% ../nbs/11b_collectives.ipynb #c028
 def _results(reports: dict, n: int, timeout: float) -> list:
     "The results of all ranks, or the failure that came first."
     failed = sorted((when, rank, why) for rank, (how, when, why) in reports.items() if how == "failed")
@@ -274,7 +274,7 @@ def _results(reports: dict, n: int, timeout: float) -> list:
         raise RankFailed(missing[0], f"did not return within {timeout:g} s{others}")
     return [reports[rank][2] for rank in range(n)]
 
-# %% ../nbs/11b_collectives.ipynb #c036
+# %% ../nbs/11b_collectives.ipynb #c037
 class ProcessWire(Wire):
     "The wire of this process in the default group of torch.distributed."
 

@@ -553,7 +553,8 @@ def prepared_data(paths) -> dict | None:
     from llama_course.pipeline import prepared
 
     found = [about for path in paths if (about := prepared(path))]
-    if found and len(paths) > 1: raise UserError("give one folder made by `llama-course data`, and no other text.")
+    if found and len(paths) > 1:
+        raise UserError("give one folder made by `llama-course data`, and no other text.")
     return found[0] if found else None
 
 

@@ -62,7 +62,7 @@ def clip_grad_norm(
     "Scales all gradients by one factor, so that together they are not longer than `max_norm`. (sec. 2.3)"
     grads = [p.grad for p in params if p.grad is not None]
     norm = torch.stack([g.norm() for g in grads]).norm()
-    if hasattr(norm, "full_tensor"): norm = norm.full_tensor()  # sharded gradients (chapter 12): over all ranks
+    if hasattr(norm, "full_tensor"): norm = norm.full_tensor()  # over all ranks (chapter 12)
     scale = max_norm / (norm + 1e-6)
     if scale < 1:
         for g in grads:

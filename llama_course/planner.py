@@ -78,8 +78,9 @@ def zero_bytes(
     return sum(size / (ranks if stage >= start else 1) for size, start in parts)
 
 # %% ../nbs/13_planner.ipynb #c017
-KEPT = {  # bytes a token: in D, the stream; times what attention keeps; in F, the feed-forward part
-    "none": (8, 1, 8), "selective": (4, 1, 4), "full": (2, 0, 0)}
+KEPT = {  # bytes a token: in D, the stream; in D, what is whole on every rank; times what attention
+    # keeps; in F, the feed-forward part
+    "none": (4, 4, 1, 8), "selective": (2, 2, 1, 4), "full": (2, 0, 0, 0)}
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,29 @@ def activation_bytes(
     code: str = "eager",  # or "fused", for compiled code
 ) -> float:
     "Bytes that one block keeps for the backward pass, a GPU."
-    c, t, (stream, inner, wide) = config, layout.tensor, KEPT[layout.checkpointing]
+    c, t, (stream, whole, inner, wide) = config, layout.tensor, KEPT[layout.checkpointing]
     if code == "eager" and layout.checkpointing == "none": stream += 8  # the norms' float32 copies
-    alone = stream * c.dim / (t if layout.sequence else 1)  # only sequence parallelism spreads the stream
+    alone = whole * c.dim + stream * c.dim / (t if layout.sequence else 1)  # what no matrix spreads
     attention = 4 * c.dim + 4 * c.n_kv_heads * c.head_dim + 4 * c.n_heads  # q, result; k, v; log-sum-exp
     return layout.micro_batch * seq_len * (alone + (inner * attention + wide * c.hidden_dim) / t)
 
 # %% ../nbs/13_planner.ipynb #c021
+def _fullest(config, layout, n, kept, at_work):
+    "Bytes of activations, communication and logits at the moment when their sum is largest."
+    c, t, L = config, layout.tensor, config.n_layers
+    q = t if layout.sequence else 1
+    E, M = c.vocab_size * c.dim / t, _matrices(c) / t
+    again = at_work - kept + (4 * n * c.dim if t > 1 else 0)  # computed again; the gradient, gathered
+    coming = 2 * M if layout.data > 1 else 0  # the next block's parameters
+    by_hand = t == 1 and layout.checkpointing == "selective"  # it drops all at its end
+    left, norms = (L - 1, 52) if by_hand else (L - 2, 20 / q)
+    return max((
+        (L * kept, 4 * E, n * (12 * c.vocab_size + (6 / q + 2) * c.dim)),
+        (L * kept + again, 6 * E + 2 * M + coming, 0),
+        ((L - 1) * kept + again, 6 * E + 6 * M + coming, 0),
+        (left * kept + norms * n * c.dim, 6 * E + 8 * M + coming, 0)), key=sum)
+
+
 def memory(
     config: LlamaConfig,
     layout: Layout,
@@ -113,17 +130,12 @@ def memory(
     code: str = "eager",  # or "fused", for compiled code
 ) -> dict:  # part -> bytes
     "The memory of one GPU at its fullest, by part."
-    c, P, gpus = config, parameters(config), layout.data * layout.tensor
-    kept = activation_bytes(c, layout, seq_len, code)
-    at_work = activation_bytes(c, replace(layout, checkpointing="none"), seq_len, code)
-    unit = max(_matrices(c), c.vocab_size * c.dim) / layout.tensor
-    tokens = layout.micro_batch * seq_len
-    return {
-        "parameters": 4 * P / gpus, "gradients": 4 * P / gpus, "optimizer": 8 * P / gpus,
-        "activations": c.n_layers * kept + (at_work - kept),
-        "communication": (2 * 2 + 2 + 4) * unit if layout.data > 1 else (2 * 2 + 2) * unit,
-        "logits": (2 + 4 + 4) * tokens * c.vocab_size / layout.tensor,
-    }
+    P, gpus = parameters(config), layout.data * layout.tensor
+    kept = activation_bytes(config, layout, seq_len, code)
+    at_work = activation_bytes(config, replace(layout, checkpointing="none"), seq_len, code)
+    rest = _fullest(config, layout, layout.micro_batch * seq_len, kept, at_work)
+    states = {"parameters": 4 * P / gpus, "gradients": 4 * P / gpus, "optimizer": 8 * P / gpus}
+    return states | dict(zip(("activations", "communication", "logits"), rest))
 
 # %% ../nbs/13_planner.ipynb #c024
 MEGATRON = {  # Korthikanti et al. 2022, Tables 3 and 5: heads, width, layers, pipeline, sequences,

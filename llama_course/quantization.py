@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GROUP', 'CHUNK', 'ENDS', 'HALVES', 'quantize', 'dequantize', 'pack_nibbles', 'unpack_nibbles', 'PackedLinear',
            'forward', 'PackedEmbedding', 'pack', 'QuantizedLlama', 'load_quantized', 'has_kernels', 'product_of_8_bits',
-           'product_of_4_bits', 'product', 'arrays', 'normed', 'rotated', 'attended', 'layer_step', 'feed_forward_step',
-           'views', 'one_token', 'packed_bytes', 'cache_bytes']
+           'product_of_4_bits', 'product', 'arrays', 'normed', 'rotated', 'attended', 'layer_step', 'views',
+           'one_token', 'packed_bytes', 'cache_bytes']
 
 # %% ../nbs/16_quantization.ipynb #c002
 from functools import cache, partial
@@ -121,12 +121,17 @@ def pack(
 ) -> PackedLinear:
     "The packed matrix; rows are packed as they are read, if they are whole and in order."
     if len(source.pieces) == 1 and not source.heads: blocks = read_rows(source.pieces[0])
-    else: source.read(whole := torch.empty(source.shape)); blocks = [whole]
-    parts = [PackedLinear(block, bits, GROUP) for block in blocks]
-    for name in ("codes", "scale", "low"):
-        setattr(parts[0], name, torch.cat([getattr(part, name) for part in parts]))
-    parts[0].shape = tuple(source.shape)
-    return parts[0]
+    else: source.read(matrix := torch.empty(source.shape)); blocks = [matrix]
+    whole, at = {}, 0
+    for block in blocks:
+        part = PackedLinear(block, bits, GROUP)
+        for name, t in part.named_buffers():  # room for all is made once: many small pieces would leave gaps
+            if not at: whole[name] = t.new_empty((len(t) and source.shape[0], *t.shape[1:]))
+            whole[name][at : at + len(t)] = t
+        at += len(block)
+    for name, t in whole.items(): setattr(part, name, t)
+    part.shape = tuple(source.shape)
+    return part
 
 # %% ../nbs/16_quantization.ipynb #c026
 class QuantizedLlama(Llama):
@@ -219,15 +224,20 @@ def product(bits: int):
 
 
 def arrays(
-    layer: PackedLinear,
+    *layers: PackedLinear,  # with the same input: their rows are laid one under another, in memory they share
 ) -> tuple:  # codes, scale, low
-    "What the kernels read: the layer's own memory."
+    "What the kernel reads: the layers' own memory."
+    memory = []
+    for name in ("codes", "scale", "low"):
+        parts = [getattr(layer, name) for layer in layers]
+        memory.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        for layer, part in zip(layers, memory[-1].split([len(p) for p in parts])): setattr(layer, name, part)
     blocks = lambda t: t.numpy().view(np.uint16).reshape(len(t), -1, 2)
-    codes, scale = layer.codes.numpy(), blocks(layer.scale)
-    if layer.bits == 4: return codes, scale, blocks(layer.low)
+    codes, scale = memory[0].numpy(), blocks(memory[1])
+    if layers[0].bits == 4: return codes, scale, blocks(memory[2])
     return codes.reshape(len(codes), -1, 2, 32), scale, scale  # the last is not used
 
-# %% ../nbs/16_quantization.ipynb #c036
+# %% ../nbs/16_quantization.ipynb #c038
 def normed(x, gain, eps, out):
     "RMSNorm of x into out."
     total = np.float32(0)
@@ -243,7 +253,7 @@ def rotated(x, turn):  # (heads * Q,), (Q/2, 2)
         cos, sin = turn[p % half, 0], turn[p % half, 1]
         x[2 * p], x[2 * p + 1] = x[2 * p] * cos - x[2 * p + 1] * sin, x[2 * p] * sin + x[2 * p + 1] * cos
 
-# %% ../nbs/16_quantization.ipynb #c037
+# %% ../nbs/16_quantization.ipynb #c039
 def attended(q, keys, values, n):  # (H, Q), (K, S, Q) twice
     "Attention of one query a head to the first n positions, in the place of the query."
     shared, width = len(q) // len(keys), q.shape[1]
@@ -259,49 +269,42 @@ def attended(q, keys, values, n):  # (H, Q), (K, S, Q) twice
         for t in range(n):
             for j in range(width): q[h, j] += scores[t] * v[t, j]
 
-# %% ../nbs/16_quantization.ipynb #c038
+# %% ../nbs/16_quantization.ipynb #c040
 @cache
 def layer_step(bits: int):
     "A compiled layer for one token: adds to x in place, and to the cache at position `at`."
     matvec, njit = product(bits), partial(need("numba", "fast").njit, fastmath=True)
     norm, rotate, attend = njit(normed), njit(rotated), njit(attended, parallel=True)
 
-    def step(x, at, gains, eps, wq, wk, wv, wo, w1, w2, w3, keys, values, turn):
-        h, q, (K, S, Q) = np.empty_like(x), np.empty(len(wq[0]), x.dtype), keys.shape
-        k, v = np.empty(K * Q, x.dtype), np.empty(K * Q, x.dtype)
+    def step(x, at, gains, eps, wqkv, wo, w13, w2, keys, values, turn):
+        h, (K, S, Q) = np.empty_like(x), keys.shape
+        qkv, both = np.empty(len(wqkv[0]), x.dtype), np.empty(len(w13[0]), x.dtype)
         norm(x, gains[0], eps, h)
-        for w, y in ((wq, q), (wk, k), (wv, v)): matvec(*w, h.reshape(-1, 2, 32), y)
-        rotate(q, turn); rotate(k, turn)
+        matvec(*wqkv, h.reshape(-1, 2, 32), qkv)
+        rotate(qkv[: -K * Q], turn)  # queries and keys
+        q, k, v = qkv[: -2 * K * Q], qkv[-2 * K * Q : -K * Q], qkv[-K * Q :]
         keys[:, at], values[:, at] = k.reshape(K, Q), v.reshape(K, Q)
         attend(q.reshape(-1, Q), keys, values, at + 1)
         matvec(*wo, q.reshape(-1, 2, 32), h)
         x += h
-        feed_forward(x, gains[1], eps, w1, w2, w3, h)
-
-    feed_forward = feed_forward_step(matvec, norm, njit)
-    return njit(step)
-
-# %% ../nbs/16_quantization.ipynb #c039
-def feed_forward_step(matvec, norm, njit):
-    "The second half of a compiled layer."
-    def step(x, gain, eps, w1, w2, w3, h):
-        norm(x, gain, eps, h)
-        gate, up = np.empty(len(w1[0]), x.dtype), np.empty(len(w3[0]), x.dtype)
-        matvec(*w1, h.reshape(-1, 2, 32), gate)
-        matvec(*w3, h.reshape(-1, 2, 32), up)
+        norm(x, gains[1], eps, h)
+        matvec(*w13, h.reshape(-1, 2, 32), both)
+        gate, up = both[: len(both) // 2], both[len(both) // 2 :]
         for j in range(len(gate)): gate[j] = gate[j] / (np.float32(1) + np.exp(-gate[j])) * up[j]
         matvec(*w2, gate.reshape(-1, 2, 32), h)
         x += h
+
     return njit(step)
 
-# %% ../nbs/16_quantization.ipynb #c040
+# %% ../nbs/16_quantization.ipynb #c041
 def views(model) -> tuple:
     "For each layer what its compiled step reads, and for the output: views of the model's memory, made once."
     if not hasattr(model, "_views"):
         def one(layer):
             a, f = layer.attention, layer.feed_forward
             gains = torch.stack([layer.attention_norm.weight, layer.ffn_norm.weight]).detach().numpy()
-            return gains, model.config.norm_eps, *map(arrays, (a.wq, a.wk, a.wv, a.wo, f.w1, f.w2, f.w3))
+            matrices = arrays(a.wq, a.wk, a.wv), arrays(a.wo), arrays(f.w1, f.w3), arrays(f.w2)
+            return gains, model.config.norm_eps, *matrices
         model._views = [one(layer) for layer in model.layers], arrays(model.output)
     return model._views
 
@@ -320,7 +323,7 @@ def one_token(model, token: int, at: int, caches: list) -> Tensor:  # (V,)
     product(8)(*output, x.reshape(-1, 2, 32), logits.numpy())
     return logits
 
-# %% ../nbs/16_quantization.ipynb #c052
+# %% ../nbs/16_quantization.ipynb #c053
 def packed_bytes(
     config,
     bits: int,  # 16, 8 or 4

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PEAKS', 'Drawn', 'Drawing', 'build', 'draw_weights', 'is_whole', 'newest', 'ShardedSaver', 'flops_per_token',
            'peak_flops', 'memory_in_use', 'Log', 'Ranks', 'one_step', 'check_finite', 'prepare', 'steps',
-           'train_on_ranks', 'fresh_store', 'join', 'open_shards', 'option', 'begin_run', 'command', 'main']
+           'train_on_ranks', 'fresh_store', 'join', 'open_shards', 'option', 'begin_run', 'command', 'in_one_line',
+           'main']
 
 # %% ../nbs/12b_runs.ipynb #c004
 import json
@@ -386,17 +387,22 @@ def command(
     tensorboard: option(bool, "Write for TensorBoard, too.") = False,
 ):
     "Pretrain a LLaMA on the token shards of a folder; under torchrun, on many processes."
-    settings = locals()
-    join(), begin_run(settings)
+    in_one_line(locals())
 
 # %% ../nbs/12b_runs.ipynb #c039
+def in_one_line(settings: dict):
+    "Joins and runs; a mistake, or a signal, ends it with one line and its status."
+    try:
+        join()
+        return begin_run(settings)
+    except UserError as error: message, status = error, 2
+    except Stopped as stop: message, status = f"{stop}; the same command goes on.", 128 + stop.number
+    if os.environ.get("RANK", "0") == "0": print(f"llama_course.training: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
 def main():
     "The command `python -m llama_course.training`."
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(command)
-    try: app(prog_name="python -m llama_course.training", standalone_mode=True)
-    except UserError as error: message, status = error, 2
-    except Stopped as stop: message, status = f"{stop}; the same command goes on.", 128 + stop.number
-    else: return
-    if os.environ.get("RANK", "0") == "0": print(f"llama_course.training: {message}", file=sys.stderr)
-    sys.exit(status)
+    app(prog_name="python -m llama_course.training")

@@ -55,8 +55,8 @@ class Recipe:
     seed: int = 0  # order of the text, first weights
     precision: str = "float32"  # of matrix products: or "bfloat16"
     compile: bool = False  # by torch.compile
-    attention: str | None = None  # naive, rows, blockwise, sdpa or xformers (chapter 7); None: as the model has it
-    checkpointing: str | None = None  # none, full or selective (chapter 9); None: as the model has it
+    attention: str | None = None  # naive, rows, blockwise, sdpa, xformers (chapter 7); None: as it is
+    checkpointing: str | None = None  # none, full, selective (chapter 9); None: as it is
 
 # %% ../nbs/11_training.ipynb #c018
 def loss_of(

@@ -1,8 +1,14 @@
 "Shared by the tests: the browser, and the rule that continuous integration has one."
 import os
 import shutil
+import signal
+import threading
 
 import pytest
+
+# A shell that starts the tests in the background tells them to ignore Ctrl-C, and all that they start as well.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No service of the browser's own may call out: a request to another host is then the page's fault.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",

@@ -8,7 +8,8 @@ import transformers
 from hypothesis import given, settings, strategies as st
 
 from llama_course.generation import (
-    KVCache, generate, generate_text, make_caches, sample_next, stream_text, token_probabilities)
+    BatchCache, KVCache, TextStream, decode_step, generate, generate_batch, generate_text, make_caches, sample_next,
+    stream_text, token_probabilities)
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings, to_hugging_face
 from llama_course.safety import UserError
 from llama_course.tokenizer import Tokenizer
@@ -263,3 +264,90 @@ def test_a_tokenizer_that_does_not_fit(tokenizer):
 def test_sixteen_bits(tokenizer):
     model = shaken(torch.bfloat16)
     assert len(list(generate(model, [1, 2, 3], 20, temperature=0))) == 20
+
+
+# ---- many texts at once, and the compiled step
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_rows_of_a_batch_do_not_notice_each_other(data):
+    model = shaken(torch.float64, data.draw(st.integers(0, 99)), n_kv_heads=data.draw(st.sampled_from([1, 2, 4])))
+    texts = [torch.randint(97, (data.draw(st.integers(2, 20)),)) for _ in range(data.draw(st.integers(1, 4)))]
+    read = [data.draw(st.integers(1, len(t))) for t in texts]
+    cache, seen = BatchCache(model, len(texts), 64), []
+    with torch.no_grad():
+        for row, (t, n) in enumerate(zip(texts, read)):
+            cut = data.draw(st.integers(0, n))
+            pieces = [cache.read(model, row, piece) for piece in (t[:cut], t[cut:n]) if len(piece)]
+            seen.append(list(torch.cat(pieces)))
+        while cache.lengths.lt(torch.tensor([len(t) for t in texts])).any():
+            at = cache.lengths.tolist()
+            new = torch.tensor([t[i] if i < len(t) else 5 for t, i in zip(texts, at)])
+            for row, logits in enumerate(decode_step(model, new, cache.layers, cache.lengths)):
+                seen[row].append(logits)
+            cache.lengths += 1
+        for t, found in zip(texts, seen):
+            torch.testing.assert_close(torch.stack(found[: len(t)]), model(t[None])[0], rtol=1e-9, atol=1e-10)
+
+
+def test_a_row_that_is_used_again_forgets_the_longer_text_before():
+    model, cache = shaken(torch.float64), BatchCache(shaken(torch.float64), 2, 64)
+    cache.read(model, 0, torch.randint(97, (40,)))
+    cache.lengths[0] = 0
+    t = torch.randint(97, (6,))
+    cache.read(model, 0, t[:5])
+    with torch.no_grad():
+        found = decode_step(model, torch.tensor([t[5], 0]), cache.layers, cache.lengths)[0]
+        torch.testing.assert_close(found, model(t[None])[0, -1], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("choices", [dict(temperature=0), dict(seed=3), dict(seed=9, temperature=1.4, min_p=0.05)])
+def test_a_batch_writes_what_each_prompt_gets_alone(choices):
+    model, prompts = shaken(torch.float64), [[1], list(range(40)), [9, 8, 7], [3] * 63]
+    alone = [list(generate(model, p, 30, **choices)) for p in prompts]
+    assert generate_batch(model, prompts, 30, **choices) == alone
+    assert [len(t) for t in alone] == [30, 24, 30, 1]  # two have come to the end of the context
+    stop = alone[0][12]
+    ended = [list(generate(model, p, 30, stop_id=stop, **choices)) for p in prompts]
+    assert generate_batch(model, prompts, 30, stop_id=stop, **choices) == ended
+
+
+def test_the_compiled_step_writes_the_same():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = shaken(dtype)
+        for prompt in ([1, 2, 3], [5]):
+            plain = list(generate(model, prompt, 40, temperature=0))
+            fast = list(generate(model, prompt, 40, temperature=0, compiled=True))
+            assert fast == plain if dtype == torch.float32 else len(fast) == 40
+    assert list(generate(shaken(), [1] * 64, 5, compiled=True)) == []
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(min_p=st.floats(1e-3, 1), top_p=st.sampled_from([None, 0.4, 0.95]), seed=st.integers(0, 999))
+def test_min_p_is_that_of_transformers(min_p, top_p, seed):
+    logits = 3 * torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    theirs = transformers.TopPLogitsWarper(top_p)(None, logits) if top_p else logits
+    theirs = transformers.MinPLogitsWarper(min_p)(None, theirs).softmax(-1)
+    torch.testing.assert_close(token_probabilities(logits, top_p=top_p, min_p=min_p), theirs, rtol=1e-9, atol=1e-14)
+    for wrong in (0.0, 1.1, -1):
+        with pytest.raises(UserError, match="min_p"): sample_next(logits, min_p=wrong)
+
+
+# ---- stop strings
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(text=st.text("ab½\n", max_size=20), stops=st.lists(st.text("ab½\n", min_size=1, max_size=4), max_size=3))
+def test_a_text_ends_at_the_first_stop_string(text, stops):
+    said = "".join(pieces := list(stream_text(text.encode(), Bytes(), stops=stops)))
+    found = [text.find(s) for s in stops if s in text]
+    assert not any(s in said for s in stops) and text.startswith(said) and all(pieces)
+    if not found: assert said == text
+    else: assert len(said) >= min(found)  # never cut before a stop string begins
+
+
+def test_what_might_become_a_stop_string_is_held_back():
+    stream = TextStream(Bytes(), stops=["END"])
+    assert [stream.push(i) for i in b"xENxEND..."] == ["x", "", "", "ENx", "", "", "", "", "", ""]
+    assert stream.stopped and stream.end() == ""

@@ -97,13 +97,17 @@ def test_memory_obeys_its_laws(name, data, tensor, b, kind):
     here, states = memory(config, layout), ("parameters", "gradients", "optimizer")
     assert sum(here[part] for part in states) == pytest.approx(16 * parameters(config) / data / tensor)
     double = memory(config, replace(layout, micro_batch=2 * b))
-    assert double["activations"] == pytest.approx(2 * here["activations"])
+    rest = ("activations", "communication", "logits")
+    total = lambda parts: sum(parts[part] for part in rest)
+    assert total(here) < total(double) <= 2 * total(here) * (1 + 1e-9)
     assert all(double[part] == here[part] for part in states)
     split = memory(config, replace(layout, tensor=2 * tensor))
-    assert split["activations"] == pytest.approx(here["activations"] / 2)
     whole = memory(config, replace(layout, tensor=2 * tensor, sequence=False))
-    assert whole["activations"] > split["activations"]
-    by_kind = [memory(config, replace(layout, checkpointing=k))["activations"] for k in ("none", "selective", "full")]
+    assert total(whole) > total(split)
+    shared = activation_bytes(config, replace(layout, tensor=2 * tensor))
+    assert activation_bytes(config, layout) / 2 <= shared  # some of it stays whole on every rank
+    assert shared <= activation_bytes(config, replace(layout, tensor=2 * tensor, sequence=False))
+    by_kind = [activation_bytes(config, replace(layout, checkpointing=k)) for k in ("none", "selective", "full")]
     assert by_kind[0] > by_kind[1] > by_kind[2]
 
 

@@ -39,6 +39,7 @@ def test_a_weight_is_off_by_half_a_step_at_most(how, rows, size, shift, seed):
     assert scale.dtype == low.dtype == torch.float16
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 9))
 def test_two_codes_a_byte(n, rows, seed):
     codes = torch.randint(16, (rows, 2, n), generator=torch.Generator().manual_seed(seed))
@@ -149,11 +150,21 @@ def test_bytes_are_counted_as_they_are_held(quantized):
     assert sum(held.values()) == packed_bytes(packed.config, bits)
 
 
+@torch.no_grad()
+def test_matrices_of_the_same_input_share_their_memory(quantized):
+    pytest.importorskip("numba", reason="pip install 'llama_course[fast]'")
+    packed = quantized[1]
+    held = lambda: sum({t.data_ptr(): t.nbytes for t in packed.buffers() if t.numel()}.values())
+    before, logits, a = held(), packed(TOKENS), packed.layers[0].attention
+    list(generate(packed, [1, 2, 3], 3, temperature=0))
+    assert held() == before and a.wk.codes.data_ptr() == a.wq.codes.data_ptr() + a.wq.codes.nbytes
+    torch.testing.assert_close(packed(TOKENS), logits)
+
+
 def test_which_card_takes_which_model():
-    fits = lambda name, bits, card: (packed_bytes(c := LlamaConfig.from_name(name), bits) + cache_bytes(c)
-                                     <= (card - 0.5) * 2**30)
-    smallest = {(name, bits): next((card for card in (8, 12, 16, 24, 32) if fits(name, bits, card)), None)
-                for name in ("7B", "13B", "33B", "65B") for bits in (16, 8, 4)}
+    needs = lambda name, bits: packed_bytes(c := LlamaConfig.from_name(name), bits) + cache_bytes(c)
+    card_for = lambda need: next((card for card in (8, 12, 16, 24, 32) if need <= (card - 0.5) * 2**30), None)
+    smallest = {(name, bits): card_for(needs(name, bits)) for name in ("7B", "13B", "33B", "65B") for bits in (16, 8, 4)}
     assert smallest == {("7B", 16): 16, ("7B", 8): 12, ("7B", 4): 8, ("13B", 16): 32, ("13B", 8): 16, ("13B", 4): 12,
                         ("33B", 16): None, ("33B", 8): None, ("33B", 4): 24, **{("65B", b): None for b in (16, 8, 4)}}
     assert packed_bytes(LlamaConfig.from_name("7B"), 16) - 2 * 6_738_415_616 == 2 * 65 * 4096  # norms in 32 bits
@@ -190,7 +201,7 @@ def memory(key): return 1024 * int(re.search(key + r":\s+(\d+)", Path("/proc/sel
 with torch.device("meta"): Llama(LlamaConfig.from_name("pocket"))
 before = memory("VmRSS")
 model = load_quantized(sys.argv[1], int(sys.argv[2]))
-print((memory("VmHWM") - before) / packed_bytes(model.config, int(sys.argv[2])))
+print(memory("VmHWM") - before, packed_bytes(model.config, int(sys.argv[2])), sep=", ")
 """
 
 
@@ -198,8 +209,8 @@ print((memory("VmHWM") - before) / packed_bytes(model.config, int(sys.argv[2])))
 @pytest.mark.parametrize("bits", [8, 4])
 def test_loading_needs_the_packed_bytes_and_some_blocks(path, bits):
     run = [sys.executable, "-c", PEAK, str(path), str(bits)]
-    share = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-    assert 0.9 < share < 1.9  # 30 MB of tokenizer and imports are much beside 95 MB
+    peak, count = json.loads("[" + subprocess.run(run, check=True, capture_output=True, text=True).stdout + "]")
+    assert 0.9 * count < peak < count + 150e6  # blocks, gaps and imports; float32 first would be 538 MB
 
 
 def test_a_table_holds_every_half():

@@ -1,0 +1,360 @@
+"The server: batches as they come, OpenAI's protocol, limits, a real process, the page in a browser."
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from llama_course.generation import generate
+from llama_course.model import Llama, LlamaConfig
+from llama_course.safety import UserError, write_json
+from llama_course.serving import Batcher, Busy, Job, chat, chat_prompt, make_app, serve, step_bytes
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+from starlette.testclient import TestClient  # noqa: E402
+
+
+class Bytes:
+    "Each byte is a token; 0 begins and 1 ends a text."
+    vocab_size, bos_id, eos_id = 256, 0, 1
+    def encode(self, text, bos=False): return [0] * bos + list(text.encode())
+    def decode(self, ids): return bytes(i for i in ids if i > 1).decode(errors="replace")
+
+
+def small(context=64, seed=0, **changes):
+    torch.manual_seed(seed)
+    shape = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=256, hidden_dim=48, max_seq_len=context)
+    return Llama(LlamaConfig(**shape | changes)).double().eval()
+
+
+# ---- the batcher
+
+
+def submitted(batcher, *jobs):
+    "The jobs' texts and events, before they are done."
+    texts, events = [[] for _ in jobs], [threading.Event() for _ in jobs]
+    for job, text, event in zip(jobs, texts, events):
+        job.tell = lambda i, text=text, event=event: event.set() if i is None else text.append(i)
+        batcher.submit(job)
+    return texts, events
+
+
+def finished(batcher, *jobs):
+    texts, events = submitted(batcher, *jobs)
+    assert all(event.wait(60) for event in events)
+    return texts
+
+
+@pytest.fixture
+def batcher():
+    "Two rows, three may wait."
+    made = Batcher(small(), rows=2, waiting=3)
+    yield made
+    made.close()
+
+
+def test_in_company_as_alone(batcher):
+    wanted = [([5] * n, room, seed) for n, room, seed in ((1, 30, 1), (40, 5, 2), (3, 61, 3), (2, 1, 4), (9, 20, 5))]
+    texts = finished(batcher, *(Job(p, n, None, dict(temperature=1.3, top_p=0.9), seed) for p, n, seed in wanted))
+    for text, (prompt, n, seed) in zip(texts, wanted):
+        assert text == list(generate(small(), prompt, n, 1.3, top_p=0.9, seed=seed))
+
+
+def test_a_row_goes_to_the_next_before_the_longest_is_done(batcher):
+    "One long text beside ten short ones: as many steps as the long one has, and not their sum."
+    long = Job([1], 60, None, seed=0)
+    short = lambda: Job([2, 3], 6, None, seed=1)
+    texts, events = submitted(batcher, long, *(short() for _ in range(4)))
+    assert all(event.wait(60) for event in events)
+    assert sum(map(len, texts)) == 84 and batcher.steps <= 62
+
+
+def test_a_full_queue_refuses_and_then_takes_again(batcher):
+    gate = threading.Event()
+    slow = Job([1], 5, lambda i: gate.wait(60), seed=0)
+    batcher.submit(slow)
+    waiting = [Job([1], 2, None, seed=0) for _ in range(4)]
+    texts, events = submitted(batcher, *waiting)
+    with pytest.raises(Busy): batcher.submit(Job([1], 2, print))
+    gate.set()
+    assert all(event.wait(60) for event in events)
+    assert len(finished(batcher, Job([1], 2, None))[0]) == 2
+
+
+def test_who_goes_away_frees_the_row():
+    batcher, gone = Batcher(small(), rows=1), Job([1], 60, None, seed=0)
+    texts, (event,) = submitted(batcher, gone)
+    while not texts[0]: time.sleep(0.001)
+    gone.cancelled = True
+    assert event.wait(60) and gone.reason == "cancelled" and len(texts[0]) < 60
+    assert len(finished(batcher, Job([1], 3, None))[0]) == 3
+    batcher.close()
+
+
+def test_closing_ends_everybody():
+    batcher = Batcher(small(), rows=1)
+    jobs = [Job([1], 60, None, seed=0) for _ in range(3)]
+    _, events = submitted(batcher, *jobs)
+    batcher.close()
+    assert all(event.wait(10) for event in events) and not batcher.thread.is_alive()
+    assert jobs[2].reason == "cancelled"
+    with pytest.raises(Busy): batcher.submit(Job([1], 2, print))
+
+
+def test_a_fault_in_the_model_leaves_nobody_waiting(capfd):
+    batcher = Batcher(small(), rows=1)
+    batcher.step = lambda *_: 1 / 0
+    jobs = [Job([1], 9, None), Job([1], 9, None)]
+    finished(batcher, *jobs)
+    assert [job.reason for job in jobs] == ["error", "error"] and "ZeroDivisionError" in capfd.readouterr().err
+    with pytest.raises(Busy): batcher.submit(Job([1], 2, print))
+
+
+@pytest.mark.parametrize("wrong", [dict(prompt=[]), dict(prompt=[999]), dict(room=64), dict(settings=dict(top_p=7))])
+def test_jobs_that_cannot_be_are_refused(batcher, wrong):
+    with pytest.raises(UserError): batcher.submit(Job(**dict(prompt=[1], room=3, tell=print) | wrong))
+    assert len(finished(batcher, *(Job([1], 2, None) for _ in range(5)))) == 5  # no place was lost
+
+
+def test_bytes_of_a_step():
+    for changes in ({}, dict(n_kv_heads=1), dict(tie_embeddings=True)):
+        model = small(**changes)
+        read = {p.data_ptr(): p for p in model.parameters() if p.dim() == 2}
+        if not model.config.tie_embeddings: del read[model.tok_embeddings.weight.data_ptr()]
+        weights, cache = step_bytes(model.config, 64, 3, 8)
+        assert weights == sum(p.nbytes for p in read.values())
+        from llama_course.generation import make_caches
+        assert cache == sum(c.keys.nbytes + c.values.nbytes for c in make_caches(model, 64, 3))
+
+
+# ---- the protocol
+
+
+@pytest.fixture(scope="module")
+def client():
+    with TestClient(make_app(Batcher(small(), rows=2, waiting=3), Bytes(), "tiny")) as client:
+        yield client
+
+
+def ask(client, path="completions", **body):
+    return client.post(f"/v1/{path}", json={"model": "tiny", **body})
+
+
+def test_models_and_page(client):
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny"]
+    answer = client.get("/")
+    assert "default-src 'none'" in answer.headers["content-security-policy"] and "tiny" in answer.text
+
+
+def test_a_completion_is_what_generate_writes(client):
+    found = ask(client, prompt=["To", "be"], max_tokens=9, temperature=0.7, top_k=40, seed=4, n=2).json()
+    assert [c["index"] for c in found["choices"]] == [0, 1, 2, 3] and found["object"] == "text_completion"
+    for choice, (prompt, seed) in zip(found["choices"], [("To", 4), ("To", 5), ("be", 4), ("be", 5)]):
+        ids = list(generate(small(), Bytes().encode(prompt, bos=True), 9, 0.7, 40, seed=seed, stop_id=1))
+        assert choice["text"] == Bytes().decode(ids)
+        assert choice["finish_reason"] == ("length" if len(ids) == 9 else "stop")
+    assert found["usage"]["prompt_tokens"] == 6
+    assert found["usage"]["total_tokens"] == 6 + found["usage"]["completion_tokens"]
+
+
+def events(answer):
+    lines = answer.text.split("\n\n")
+    assert lines.pop() == "" and lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_a_stream_is_the_answer_in_pieces(client):
+    body = dict(messages=[{"role": "user", "content": "½?"}], max_tokens=20, seed=2)
+    whole = ask(client, "chat/completions", **body).json()["choices"][0]
+    answer = ask(client, "chat/completions", **body, stream=True, stream_options={"include_usage": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *parts, last, usage = events(answer)
+    assert parts[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    pieces = [p["choices"][0]["delta"].get("content", "") for p in [*parts, last]]
+    assert "".join(pieces) == whole["message"]["content"] and len(pieces) > 3
+    assert [p["choices"][0]["finish_reason"] for p in parts] == [None] * len(parts)
+    assert last["choices"][0]["finish_reason"] == whole["finish_reason"]
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] > 0
+
+
+def test_a_stop_string_ends_an_answer(client):
+    text = ask(client, prompt="x", max_tokens=40, seed=1).json()["choices"][0]["text"]
+    stop = next(c for c in text[5:] if c != "\ufffd")
+    found = ask(client, prompt="x", max_tokens=40, seed=1, stop=stop).json()["choices"][0]
+    assert found == {"index": 0, "text": text[:text.index(stop)], "logprobs": None, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize("body, status, param", [
+    ({"model": "gpt-4"}, 404, "model"), ({"model": None}, 400, "model"), ({"prompt": None}, 400, "prompt"),
+    ({"prompt": 5}, 400, "prompt"), ({"prompt": []}, 400, "prompt"), ({"prompt": [[]]}, 400, None),
+    ({"prompt": [999]}, 400, None), ({"prompt": "x" * 64}, 400, "messages"), ({"max_tokens": 64}, 400, "messages"),
+    ({"max_tokens": 0}, 400, "max_tokens"), ({"max_tokens": "9"}, 400, "max_tokens"),
+    ({"temperature": 2.1}, 400, "temperature"), ({"top_p": -1}, 400, "top_p"), ({"n": 9}, 400, "n"),
+    ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [3]}, 400, "stop"), ({"stream": 1}, 400, "stream"),
+    ({"logprobs": 3}, 400, "logprobs"), ({"tools": [{}]}, 400, "tools"), ({"surprise": 1}, 400, "surprise")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_wrong_is_said(client, body, status, param, stream):
+    answer = ask(client, **{"prompt": "x", "max_tokens": 3, "stream": stream} | body)
+    error = answer.json()["error"]
+    assert answer.status_code == status and error["type"] == "invalid_request_error"
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    if param: assert error["param"] == param or "prompt" in body or "max_tokens" in body
+
+
+def test_bodies_that_are_no_requests(client):
+    send = lambda content, kind="application/json": client.post(
+        "/v1/completions", content=content, headers={"content-type": kind})
+    assert send("{").status_code == send("[]").status_code == send(b"\xff").status_code == 400
+    assert send('{"model": "tiny", "prompt": "x"}', "text/plain").status_code == 415  # as another site's page would
+    assert send(" " * (2**20 + 1)).status_code == 413
+    for answer in (client.get("/v1/completions"), client.get("/v1/nothing")):
+        assert answer.status_code in (404, 405) and answer.json()["error"]["message"]
+    assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+
+
+def test_too_many_at_once_are_told_so(client):
+    answer = ask(client, prompt=["x"] * 6, max_tokens=40, seed=0)
+    assert answer.status_code == 429 and answer.json()["error"]["type"] == "rate_limit_error"
+    for _ in range(50):  # what the refused request had begun is given back
+        if (again := ask(client, prompt=["x"] * 5, max_tokens=3)).status_code == 200: break
+        time.sleep(0.1)
+    assert again.status_code == 200
+
+
+# ---- talking
+
+
+def test_plain_and_own_templates():
+    ids, stops = chat_prompt(Bytes(), [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+    assert Bytes().decode(ids) == "System: Be brief.\nUser: Hi\nAssistant:" and "\nUser:" in stops
+
+    class Own(Bytes):
+        chat_template = "yes"
+        def encode_chat(self, messages): return [len(messages)]
+    assert chat_prompt(Own(), [{"role": "user", "content": "Hi"}]) == ([1], [])
+    for wrong in ([], "Hi", [{"role": "user"}], [{"content": "x"}], [5]):
+        with pytest.raises(UserError, match="messages"): chat_prompt(Bytes(), wrong)
+
+
+def test_a_conversation_forgets_its_beginning_in_time():
+    shown, lines = [], iter(["one", "two", "three", "four", "five"])
+    def say():
+        try: return next(lines)
+        except StopIteration: raise EOFError from None
+    messages = chat(small(context=96), Bytes(), say, shown.append, tokens=20, seed=1)
+    assert messages[-2]["content"] == "five" and len(messages) < 10
+    assert "".join(shown).count("\n") >= 5
+
+
+# ---- a real process
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A finished run with a model that has learned nothing."
+    from llama_course.demo import FORMAT
+    from llama_course.tokenizer import Tokenizer
+    folder = tmp_path_factory.mktemp("serving") / "tiny"
+    tokenizer = Tokenizer.train(["To be, or not to be: that is the question.\n" * 9], 290, folder / "tokenizer.model")
+    torch.manual_seed(0)
+    Llama(LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=290, max_seq_len=512)).save(folder)
+    write_json(folder / "run.json", {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}})
+    return folder
+
+
+@contextlib.contextmanager
+def server(run, *flags):
+    "`llama-course serve` in a process: the process and its address."
+    command = [sys.executable, "-m", "llama_course.cli", "serve", "--run", run, "--port", "0", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        line = process.stderr.readline()
+        assert (found := re.search(r"http://127\.0\.0\.1:\d+", line)), line + process.stderr.read()
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def address(run):
+    with server(run) as (process, address):
+        yield address
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, process.stderr.read()
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_openais_client_works_unchanged(address):
+    openai = pytest.importorskip("openai", reason="the package openai is not installed")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    assert [m.id for m in client.models.list()] == ["tiny"]
+    asked = dict(model="tiny", messages=[{"role": "user", "content": "To be?"}], max_tokens=12, seed=3)
+    whole = client.chat.completions.create(**asked)
+    pieces = [c.choices[0].delta.content or "" for c in client.chat.completions.create(**asked, stream=True)]
+    assert whole.choices[0].message.content == "".join(pieces) and whole.usage.completion_tokens <= 12
+    assert client.completions.create(model="tiny", prompt="To", max_tokens=5, temperature=0).choices[0].text
+    with pytest.raises(openai.NotFoundError, match="tiny"):
+        client.chat.completions.create(**asked | {"model": "gpt-4"})
+    with pytest.raises(openai.BadRequestError, match="512"):
+        client.chat.completions.create(**asked | {"max_tokens": 600})
+
+
+def test_a_reader_that_goes_away_gives_its_row_back(address):
+    openai = pytest.importorskip("openai", reason="the package openai is not installed")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    for _ in range(24):  # more than rows and queue together
+        stream = client.completions.create(model="tiny", prompt="To", max_tokens=500, stream=True)
+        next(iter(stream))
+        stream.close()
+    assert client.completions.create(model="tiny", prompt="To", max_tokens=3).choices
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly_in_the_middle_of_an_answer(run, number):
+    httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
+    with server(run) as (process, address):
+        body = {"model": "tiny", "prompt": "To", "stream": True, "n": 8}
+        with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=30) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(number)
+            with contextlib.suppress(httpx.HTTPError):
+                for _ in lines: pass
+        assert process.wait(20) == 0
+        assert process.stderr.read().strip().splitlines()[-1] == "stopped"
+
+
+def test_an_address_that_is_taken(address):
+    with pytest.raises(UserError, match="choose another --port"):
+        serve(small(), Bytes(), "x", port=int(address.rsplit(":", 1)[1]))
+
+
+def test_the_page_talks(address, browser):
+    context = browser.new_context()
+    tab, wrong = context.new_page(), []
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    tab.on("request", lambda r: wrong.append(r.url) if not r.url.startswith((address, "data:")) else None)
+    tab.goto(address)
+    tab.locator("textarea").fill("To be <b>or</b> not?")
+    tab.keyboard.press("Enter")
+    tab.locator("button", has_text="Send").wait_for(timeout=20_000)
+    tab.locator(".assistant").nth(0).filter(has_text=re.compile(r"\S")).wait_for(timeout=20_000)
+    tab.locator("button", has_text="Send").wait_for(timeout=20_000)
+    assert tab.locator(".user").inner_text() == "To be <b>or</b> not?" and tab.locator(".error").count() == 0
+    tab.locator("textarea").fill("And now?")
+    tab.locator("button").click()
+    tab.locator(".assistant").nth(1).filter(has_text=re.compile(r"\S")).wait_for(timeout=20_000)
+    tab.set_viewport_size({"width": 390, "height": 844})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+    assert wrong == []
