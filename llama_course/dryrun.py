@@ -65,7 +65,7 @@ def _group_names(mesh) -> dict:
     with warnings.catch_warnings(action="ignore"):  # the whole grid, by its name
         return {mesh[name].get_group().group_name: name for name in ("all", *mesh.mesh_dim_names)}
 
-
+# %% ../nbs/13b_dry_run.ipynb #c017
 class Book(Counter):
     "Within it each storage is noted when it is made, resized and dropped, and each message with its ranks."
 
@@ -98,7 +98,7 @@ class Book(Counter):
             weakref.finalize(storage, self.drop, place).atexit = False
         return self.live[place][0]
 
-# %% ../nbs/13b_dry_run.ipynb #c018
+# %% ../nbs/13b_dry_run.ipynb #c019
 def _name(self, tree, part):
     "What the storages of these tensors are for, whatever was thought before."
     for t in storages(tree).values(): self.parts[self.follow(t, part)] = part
@@ -127,7 +127,7 @@ def _exit(self, *error):
 
 Book.name, Book.__torch_dispatch__, Book.__enter__, Book.__exit__ = _name, _dispatch, _enter, _exit
 
-# %% ../nbs/13b_dry_run.ipynb #c019
+# %% ../nbs/13b_dry_run.ipynb #c020
 def at_work() -> str | None:
     "FSDP or DTensor's guesses of shapes, if one of them is running."
     frame = sys._getframe(2)
@@ -136,7 +136,7 @@ def at_work() -> str | None:
             if code in frame.f_code.co_filename: return code
         frame = frame.f_back
 
-
+# %% ../nbs/13b_dry_run.ipynb #c021
 def _note(self, func, args, kwargs, out):
     "Adds one operation: its message, its new storages, what FSDP has to do with them."
     if kind := _collective(func):
@@ -160,7 +160,7 @@ def _group_name(x) -> str | None:
 
 Book.note = _note
 
-# %% ../nbs/13b_dry_run.ipynb #c021
+# %% ../nbs/13b_dry_run.ipynb #c023
 def mark(
     book: Book,
     model,  # a Llama
@@ -186,7 +186,7 @@ def _moments(self) -> dict:  # moment -> {part: bytes}
 
 Book.moments = _moments
 
-# %% ../nbs/13b_dry_run.ipynb #c022
+# %% ../nbs/13b_dry_run.ipynb #c024
 def observe(
     step_of: Step,  # with gradients and optimizer state of a step before
     batch: torch.Tensor,  # (B, T + 1)
@@ -214,7 +214,7 @@ def trace(
         step_of = prepare(config, layout, mesh)
         return observe(step_of, torch.zeros(layout.micro_batch, seq_len + 1, dtype=torch.int64), mesh)
 
-# %% ../nbs/13b_dry_run.ipynb #c029
+# %% ../nbs/13b_dry_run.ipynb #c031
 def _counts(book: Book, layers: int) -> dict:
     "Every number of a trace, under a key that does not depend on the depth."
     found = {("message", *key, i): x for key, pair in book.messages.items() for i, x in enumerate(pair)}
@@ -233,7 +233,7 @@ def straight(
     "Whether every count is a straight line over the depth."
     return a.keys() == b.keys() == c.keys() and all(c[key] - b[key] == b[key] - a[key] for key in a)
 
-# %% ../nbs/13b_dry_run.ipynb #c030
+# %% ../nbs/13b_dry_run.ipynb #c032
 def count_step(
     config: LlamaConfig,
     layout: Layout,
@@ -250,7 +250,7 @@ def count_step(
         if not straight(a, b, c): return at(L), [L]  # never seen; the truth takes longer, and stays one
         return {key: a[key] + (L - depths[0]) * (b[key] - a[key]) for key in a}, depths
 
-# %% ../nbs/13b_dry_run.ipynb #c033
+# %% ../nbs/13b_dry_run.ipynb #c035
 def dry_run(
     config: LlamaConfig,
     layout: Layout,
@@ -277,7 +277,7 @@ def _words(at: tuple) -> str:
     place = {0: "first block", 1: "second block", -2: "block before the last", -1: "last block"}
     return {"before": "beginning", "loss": "loss", "end": "end"}.get(at[0]) or f"{place[at[1]]}, {at[0]}"
 
-# %% ../nbs/13b_dry_run.ipynb #c038
+# %% ../nbs/13b_dry_run.ipynb #c040
 def compare(
     config: LlamaConfig,
     layout: Layout,
@@ -289,7 +289,7 @@ def compare(
     difference = sum(planned.values()) / sum(report["memory_gib"].values()) - 1
     return report | {"planned_gib": planned, "difference": difference}
 
-# %% ../nbs/13b_dry_run.ipynb #c039
+# %% ../nbs/13b_dry_run.ipynb #c041
 def in_words(
     report: dict,  # of `compare`
 ) -> str:

@@ -122,7 +122,7 @@ def _fullest(config, layout, n, kept, at_work):
         ((L - 1) * kept + again, 6 * E + 6 * M + coming, 0),
         (left * kept + norms * n * c.dim, 6 * E + 8 * M + coming, 0)), key=sum)
 
-
+# %% ../nbs/13_planner.ipynb #c022
 def memory(
     config: LlamaConfig,
     layout: Layout,
@@ -137,7 +137,7 @@ def memory(
     states = {"parameters": 4 * P / gpus, "gradients": 4 * P / gpus, "optimizer": 8 * P / gpus}
     return states | dict(zip(("activations", "communication", "logits"), rest))
 
-# %% ../nbs/13_planner.ipynb #c024
+# %% ../nbs/13_planner.ipynb #c025
 MEGATRON = {  # Korthikanti et al. 2022, Tables 3 and 5: heads, width, layers, pipeline, sequences,
     # micro-batch, interleaving; seconds with full recomputation, seconds with their method
     "22B": (64, 6144, 48, 1, 4, 4, 1, 1.42, 1.10),
@@ -163,7 +163,7 @@ def megatron_layer(
     moved = 3 * (stream + gelu + softmax) + again[1]
     return flops, moved, (6 if full else 4) * 4 * n * h * (t - 1) / t
 
-# %% ../nbs/13_planner.ipynb #c025
+# %% ../nbs/13_planner.ipynb #c026
 def megatron_step(
     name: str,
     full: bool,
@@ -180,7 +180,7 @@ def megatron_step(
     optimizer = 28 * (12 * L * h * h + vocab * h) / (tensor * p)
     return rounds * (flops + head[0]), rounds * (moved + head[1]) + optimizer, rounds * sent
 
-# %% ../nbs/13_planner.ipynb #c027
+# %% ../nbs/13_planner.ipynb #c028
 @dataclass(frozen=True)
 class Shares:
     "What share of its peak each thing reaches."
@@ -201,11 +201,11 @@ def fit_shares(
     e, r = 1 / np.linalg.lstsq(np.array(rows), np.ones(len(rows)))[0]
     return Shares(round(float(e), 3), round(float(r), 3))
 
-# %% ../nbs/13_planner.ipynb #c037
+# %% ../nbs/13_planner.ipynb #c038
 TRAFFIC = {  # bytes a number, (forward, backward): norms and sums, RoPE, in D; the gate, in F; loss, in V
     "eager": ((84, 222), (40, 41), (10, 18), (18, 26)), "fused": ((20, 42), (8, 8), (6, 10), (6, 4))}
 
-# %% ../nbs/13_planner.ipynb #c040
+# %% ../nbs/13_planner.ipynb #c041
 def _gather_seconds(size, layout, gpu, moving):
     "For every data rank to get `size` bytes, of which each rank holds an equal part."
     near = max(1, min(layout.data, gpu.node // layout.tensor))  # data ranks in a node
@@ -231,7 +231,7 @@ def _block_seconds(config, layout, gpu, tokens, seq_len, code, shares):
             times[1] += times[0]
     return parts
 
-# %% ../nbs/13_planner.ipynb #c041
+# %% ../nbs/13_planner.ipynb #c042
 def step_seconds(
     config: LlamaConfig,
     layout: Layout,
@@ -258,7 +258,7 @@ def step_seconds(
     step = {part: rounds * seconds for part, seconds in one.items()}
     return step | {"optimizer": 32 * P / (layout.data * t) / gpu.memory_rate / shares.moving}
 
-# %% ../nbs/13_planner.ipynb #c048
+# %% ../nbs/13_planner.ipynb #c049
 def energy_mwh(
     gpu_hours: float,
     watts: float = 400.0,  # of one GPU
@@ -275,7 +275,7 @@ def carbon_tonnes(
     "Tonnes of CO2 equivalent. (LLaMA, section 6, equation 2)"
     return mwh * intensity
 
-# %% ../nbs/13_planner.ipynb #c053
+# %% ../nbs/13_planner.ipynb #c054
 def layouts(
     config: LlamaConfig,
     gpus: int,
@@ -292,7 +292,7 @@ def layouts(
         for sequence, b, kind in product((True, False) if tensor > 1 else (True,), micro, KEPT):
             yield Layout(data, tensor, sequence, b, kind)
 
-# %% ../nbs/13_planner.ipynb #c056
+# %% ../nbs/13_planner.ipynb #c057
 def _try_all(config, gpus, gpu, batch, seq_len, code, fixed):
     "Rows (layout, memory, seconds or None where it does not fit) of every layout that has the fixed fields."
     wanted = {key: value for key, value in (fixed or {}).items() if value is not None}
@@ -309,7 +309,7 @@ def _try_all(config, gpus, gpu, batch, seq_len, code, fixed):
                         " try a power of two, or another --tensor or --micro-batch.")
     return rows
 
-# %% ../nbs/13_planner.ipynb #c058
+# %% ../nbs/13_planner.ipynb #c059
 def _why_not(row, best, gpu) -> str:
     "Why a layout was not chosen."
     layout, parts, seconds = row
@@ -321,7 +321,7 @@ def _why_not(row, best, gpu) -> str:
     part = max(seconds, key=lambda part: seconds[part] - best[2][part])
     return f"{slower:.1%} slower, most of it in {part}"
 
-# %% ../nbs/13_planner.ipynb #c060
+# %% ../nbs/13_planner.ipynb #c061
 def _others(rows, best, gpu) -> dict:
     "The best of every other kind of layout, and why it was not chosen."
     kinds = {}
@@ -333,7 +333,7 @@ def _others(rows, best, gpu) -> dict:
     ordered = sorted(kinds.values(), key=lambda item: item[0])
     return {"others": [{"layout": asdict(row[0]), "why": _why_not(row, best, gpu)} for _, row in ordered]}
 
-# %% ../nbs/13_planner.ipynb #c061
+# %% ../nbs/13_planner.ipynb #c062
 def mfu(
     config: LlamaConfig,
     speed: float,  # tokens a second and GPU
@@ -344,7 +344,7 @@ def mfu(
     c = config
     return speed * (6 * parameters(c) + 12 * c.n_layers * c.n_heads * c.head_dim * seq_len) / gpu.flops
 
-# %% ../nbs/13_planner.ipynb #c063
+# %% ../nbs/13_planner.ipynb #c064
 def _card(name: str) -> GPU:
     "The GPU of that name."
     if name not in GPUS: raise UserError(f"no GPU is called {name!r}: choose one of {', '.join(GPUS)}.")
@@ -369,7 +369,7 @@ def _fastest(rows, gpus, gpu):
     raise UserError(f"it does not fit {gpus} x {gpu.name}: each would need {need:.0f} GiB of {room:.0f},"
                     f" most of it {part}. Take more GPUs, or a smaller model.")
 
-# %% ../nbs/13_planner.ipynb #c064
+# %% ../nbs/13_planner.ipynb #c065
 def _bill(hours, gpus, gpu, price, pue, carbon) -> dict:
     "What so many GPU-hours cost."
     mwh = energy_mwh(hours, gpu.watts, pue)
@@ -384,7 +384,7 @@ def _parts(row, gpu) -> dict:
     return {"layout": asdict(layout), "memory_gib": {part: size / 2**30 for part, size in parts.items()},
             "memory_limit_gib": gpu.memory / 2**30, "seconds": seconds}
 
-# %% ../nbs/13_planner.ipynb #c066
+# %% ../nbs/13_planner.ipynb #c067
 def plan(
     model: str | LlamaConfig,  # a name, such as "65B", or any shape
     gpus: int,
@@ -411,7 +411,7 @@ def plan(
            "tokens_per_second_per_gpu": speed, "mfu": mfu(config, speed, card, seq_len)}
     return run | _bill(hours, gpus, card, price, pue, carbon) | _parts(best, card) | _others(rows, best, card)
 
-# %% ../nbs/13_planner.ipynb #c068
+# %% ../nbs/13_planner.ipynb #c069
 def in_words(
     result: dict,  # of `plan`
     most: int = 6,  # of the layouts that were not chosen
@@ -436,7 +436,7 @@ def in_words(
         lines.append(f"  {kind}, micro-batch {o['micro_batch']}: {other['why']}")
     return "\n".join(lines)
 
-# %% ../nbs/13_planner.ipynb #c074
+# %% ../nbs/13_planner.ipynb #c075
 def family(
     heads: int,  # of width 128; as many layers
 ) -> LlamaConfig:

@@ -110,9 +110,12 @@ def test_closing_ends_everybody():
 
 def test_a_fault_in_the_model_leaves_nobody_waiting(capfd):
     batcher = Batcher(small(), rows=1)
-    batcher.step = lambda *_: 1 / 0
+    both = threading.Event()  # the fault comes when both are in the queue
+    batcher.step = lambda *_: both.wait(60) and 1 / 0
     jobs = [Job([1], 9, None), Job([1], 9, None)]
-    finished(batcher, *jobs)
+    _, events = submitted(batcher, *jobs)
+    both.set()
+    assert all(event.wait(60) for event in events)
     assert [job.reason for job in jobs] == ["error", "error"] and "ZeroDivisionError" in capfd.readouterr().err
     with pytest.raises(Busy): batcher.submit(Job([1], 2, print))
 
