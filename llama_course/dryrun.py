@@ -69,10 +69,7 @@ def _group_names(mesh) -> dict:
 class Book(Counter):
     "Within it each storage is noted when it is made, resized and dropped, and each message with its ranks."
 
-    def __init__(
-        self,
-        mesh=None,  # whose dimensions name the messages' ranks
-    ):
+    def __init__(self, mesh=None):  # its dimensions name the messages' ranks
         super().__init__()
         self.groups = _group_names(mesh) if mesh else {}
         self.at, self.rows, self.parts, self.live, self.messages = ("before", 0), [], [], {}, {}
