@@ -1,9 +1,9 @@
-"""Four ways to compute causal attention: time and peak memory of forward and backward pass, by the length of the text.
+"""The ways to compute causal attention: time and peak memory of forward and backward pass, by the length of the text.
 
     python benchmarks/attention.py [--lengths 1024,2048,...] [--heads 4] [--width 64] [--dtype float32] [--json]
 
-On a GPU all four, 1k to 32k tokens, in 16 bits, at the heads of LLaMA-7B; peak memory is the allocator's. On a CPU
-three, up to 4k; peak memory is counted: the most bytes alive at once of all tensors that operations return. What
+On a GPU all of them, 1k to 32k tokens, in 16 bits, at the heads of LLaMA-7B; peak memory is the allocator's. On a CPU
+all but xformers, up to 4k; peak memory is counted: the most bytes alive at once of all tensors that operations return. What
 needs more memory than there is gets a dash. If the results differ, there is no table.
 """
 import gc
