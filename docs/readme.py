@@ -23,7 +23,10 @@ def show(cell):
     cell.source = DIRECTIVE.sub("", cell.source)
     data = [output.get("data", {}) for output in cell.outputs]
     texts = [item["text/markdown"] for item in data if "text/markdown" in item]
-    if cell.directives_.get("echo:") == ["false"] and texts:
+    if cell.directives_.get("echo:") == ["false"]:
+        if not texts:  # it prepares what a later cell shows
+            del cell["source"]
+            return
         cell.cell_type, cell.source = "markdown", "\n\n".join("".join(text) for text in texts)
         del cell["outputs"], cell["execution_count"]
 
