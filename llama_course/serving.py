@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'NEUTRAL', 'LONGEST', 'STYLE', 'SCRIPT', 'POLICY', 'step_bytes', 'fastest', 'bandwidth', 'peak', 'Job',
-           'Busy', 'Batcher', 'submit', 'close', 'chat_prompt', 'Refused', 'read_request', 'make_jobs', 'answerer',
-           'page', 'starlette', 'make_app', 'serve', 'chat']
+           'Busy', 'Batcher', 'submit', 'close', 'chat_prompt', 'Refused', 'read_request', 'make_jobs', 'refusal',
+           'answerer', 'page', 'starlette', 'make_app', 'serve', 'chat']
 
 # %% ../nbs/14c_serving.ipynb #c002
 import asyncio
@@ -284,6 +284,12 @@ def make_jobs(
     return jobs
 
 # %% ../nbs/14c_serving.ipynb #c036
+def refusal(batcher) -> Refused:
+    "What is said to a request that finds no place."
+    if batcher.closed: return Refused("the model has stopped; see the server's log.", status=503)
+    return Refused("all places are taken: try again soon.", None, 429, "busy")
+
+# %% ../nbs/14c_serving.ipynb #c037
 async def _listen(batcher, jobs, stream_of):
     "Submits jobs; yields (index, text, reason), the reason empty until the last piece of each."
     told, loop = asyncio.Queue(), asyncio.get_running_loop()
@@ -293,7 +299,7 @@ async def _listen(batcher, jobs, stream_of):
             job.tell = lambda i, n=n: loop.call_soon_threadsafe(told.put_nowait, (n, i))
             try: batcher.submit(job)
             except UserError as error: raise Refused(error) from None
-            except Busy: raise Refused("all places are taken: try again soon.", None, 429, "busy") from None
+            except Busy: raise refusal(batcher) from None
         left = set(range(len(jobs)))
         while left:
             n, i = await told.get()
@@ -308,7 +314,7 @@ async def _listen(batcher, jobs, stream_of):
     finally:
         for job in jobs: job.cancelled = True  # who went away is not written for
 
-# %% ../nbs/14c_serving.ipynb #c038
+# %% ../nbs/14c_serving.ipynb #c039
 def _shapes(chat: bool, name: str):
     "How an answer and a piece of one are written: `whole(choices, usage)`, `part(n, text, reason)`."
     kind = "chat.completion" if chat else "text_completion"
@@ -330,7 +336,7 @@ def _shapes(chat: bool, name: str):
 
     return whole, part
 
-# %% ../nbs/14c_serving.ipynb #c039
+# %% ../nbs/14c_serving.ipynb #c040
 def _usage(jobs, prompts):
     "A function that says how many tokens were read, and written so far."
     asked, read = sum(job.room for job in jobs), sum(map(len, prompts))
@@ -360,7 +366,7 @@ def _prompts(body, tokenizer, chat) -> tuple[list[list[int]], list[str]]:
         return [tokenizer.encode(t, bos=True) if isinstance(t, str) else t for t in texts], stops
     except UserError as error: raise Refused(error, "messages" if chat else "prompt") from None
 
-# %% ../nbs/14c_serving.ipynb #c041
+# %% ../nbs/14c_serving.ipynb #c042
 LONGEST = 2**20  # bytes of a request
 
 async def _json_of(request):
@@ -374,7 +380,7 @@ async def _json_of(request):
     try: return json.loads(raw)
     except (ValueError, RecursionError): raise Refused("the body is not JSON.") from None
 
-# %% ../nbs/14c_serving.ipynb #c042
+# %% ../nbs/14c_serving.ipynb #c043
 def answerer(
     chat: bool,  # messages, or a plain text
     batcher: Batcher,
@@ -403,7 +409,7 @@ def answerer(
 
     return answer
 
-# %% ../nbs/14c_serving.ipynb #c043
+# %% ../nbs/14c_serving.ipynb #c044
 def _counted(body) -> bool:
     "Whether a stream shall end with the number of tokens."
     return bool(body.get("stream_options", {}).get("include_usage"))
@@ -420,7 +426,7 @@ async def _events(first, heard, part, greetings, usage):
         yield "data: [DONE]\n\n"
     finally: await heard.aclose()
 
-# %% ../nbs/14c_serving.ipynb #c045
+# %% ../nbs/14c_serving.ipynb #c046
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 42rem; margin: 0 auto; padding: 1rem; color: #222 }
 h1 { font-size: 1.2rem } #log p { white-space: pre-wrap; overflow-wrap: anywhere; padding: .5rem .8rem;
@@ -438,7 +444,22 @@ text.addEventListener("keydown", e => {
   if (e.key === "Enter" && !e.shiftKey) { e.preventDefault(); form.requestSubmit(); } });
 """
 
-# %% ../nbs/14c_serving.ipynb #c046
+# %% ../nbs/14c_serving.ipynb #c047
+SCRIPT += """
+const ask = async signal => {
+  for (;;) {
+    const answer = await fetch("v1/chat/completions", {method: "POST", signal,
+      headers: {"content-type": "application/json"},
+      body: JSON.stringify({model: document.body.dataset.model, messages, stream: true})});
+    if (answer.ok) return answer;
+    const {error} = await answer.json();
+    if (error.code !== "context_length_exceeded" || messages.length < 3) throw new Error(error.message);
+    messages.splice(0, 2);  // what no longer fits is forgotten, the oldest first
+  }
+};
+"""
+
+# %% ../nbs/14c_serving.ipynb #c048
 SCRIPT += """
 form.addEventListener("submit", async e => {
   e.preventDefault();
@@ -447,11 +468,8 @@ form.addEventListener("submit", async e => {
   messages.push({role: "user", content: text.value}); show("user", text.value); text.value = "";
   stop = new AbortController(); button.textContent = "Stop"; const p = show("assistant", "");
   try {
-    const answer = await fetch("v1/chat/completions", {method: "POST", signal: stop.signal,
-      headers: {"content-type": "application/json"},
-      body: JSON.stringify({model: document.body.dataset.model, messages, stream: true})});
-    if (!answer.ok) throw new Error((await answer.json()).error.message);
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader(); let rest = "";
+    const answer = await ask(stop.signal); let rest = "";
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let part; !(part = await reader.read()).done;) {
       const lines = (rest + part.value).split("\\n\\n"); rest = lines.pop();
       for (const line of lines) if (line !== "data: [DONE]")
@@ -462,7 +480,7 @@ form.addEventListener("submit", async e => {
 });
 """
 
-# %% ../nbs/14c_serving.ipynb #c047
+# %% ../nbs/14c_serving.ipynb #c049
 def page(
     name: str,  # the model's
 ) -> str:
@@ -476,7 +494,7 @@ def page(
     return (f'<!doctype html><html lang="en"><head>{head}</head><body data-model="{escape(name)}">'
             f"{body}</body></html>")
 
-# %% ../nbs/14c_serving.ipynb #c050
+# %% ../nbs/14c_serving.ipynb #c052
 POLICY = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
           " img-src data:")  # what the browser may do for the page
 
@@ -489,7 +507,7 @@ def starlette():
     except ImportError: raise UserError("starlette is missing: pip install 'llama_course[serve]'.") from None
     return applications, exceptions, middleware, responses, routing, trustedhost
 
-# %% ../nbs/14c_serving.ipynb #c051
+# %% ../nbs/14c_serving.ipynb #c053
 def make_app(
     batcher: Batcher,
     tokenizer,
@@ -514,7 +532,7 @@ def make_app(
     return applications.Starlette(routes=routes, middleware=[guard], exception_handlers=handlers,
                                   lifespan=_lifespan(batcher))
 
-# %% ../nbs/14c_serving.ipynb #c052
+# %% ../nbs/14c_serving.ipynb #c054
 def _lifespan(batcher):
     "Closes the batcher with the server."
     @asynccontextmanager
@@ -523,7 +541,7 @@ def _lifespan(batcher):
         await asyncio.to_thread(batcher.close)
     return lifespan
 
-# %% ../nbs/14c_serving.ipynb #c053
+# %% ../nbs/14c_serving.ipynb #c055
 def serve(
     model: Llama,
     tokenizer,
@@ -551,7 +569,7 @@ def serve(
     except KeyboardInterrupt: pass  # uvicorn has ended cleanly and passes the signal on
     print("stopped", file=sys.stderr)
 
-# %% ../nbs/14c_serving.ipynb #c057
+# %% ../nbs/14c_serving.ipynb #c059
 def chat(
     model: Llama,
     tokenizer,

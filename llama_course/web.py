@@ -661,6 +661,7 @@ class NoBadWords:
         self,
         words,  # in lower case
     ):
+        if not words: raise UserError("the list of bad words is empty: every page would be dropped.")
         self.words = re.compile(r"(?:\W|^)(?:" + "|".join(map(re.escape, sorted(words))) + r")(?:\W|$)")
 
     def __call__(self, document):
