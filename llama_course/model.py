@@ -60,7 +60,7 @@ def hugging_face_settings(
                 rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, max_position_embeddings=c.max_seq_len,
                 tie_word_embeddings=c.tie_embeddings)
 
-# %% ../nbs/08_model.ipynb #c020
+# %% ../nbs/08_model.ipynb #c021
 @dataclass(frozen=True)
 class LlamaConfig:
     "The shape of a LLaMA; one that cannot be is refused in one line."
@@ -85,7 +85,7 @@ class LlamaConfig:
     def head_dim(self) -> int:  # Q
         return self.dim // self.n_heads
 
-# %% ../nbs/08_model.ipynb #c021
+# %% ../nbs/08_model.ipynb #c022
 def check_fields(config):
     "Raises `UserError` for a field of another type than the class says; every number must be positive."
     for field in fields(config):
@@ -108,7 +108,7 @@ def check_heads(config):
     if c.head_dim % 2:
         raise UserError(f"dim={c.dim} in {c.n_heads} heads is {c.head_dim} each: RoPE needs an even width.")
 
-# %% ../nbs/08_model.ipynb #c024
+# %% ../nbs/08_model.ipynb #c025
 SIZES = {  # Table 2; norm_eps is from the release's params.json
     "7B": dict(dim=4096, n_layers=32, n_heads=32, norm_eps=1e-6),
     "13B": dict(dim=5120, n_layers=40, n_heads=40, norm_eps=1e-6),
@@ -118,7 +118,7 @@ SIZES = {  # Table 2; norm_eps is from the release's params.json
     "demo": dict(dim=192, n_layers=4, n_heads=3, vocab_size=4096, hidden_dim=512, max_seq_len=512),
 }
 
-# %% ../nbs/08_model.ipynb #c025
+# %% ../nbs/08_model.ipynb #c026
 def from_name(
     cls,
     name: str,  # "7B", "13B", "33B" (in the release's file names "30B"), "65B", "pocket" or "demo"
@@ -135,7 +135,7 @@ def from_name(
 LlamaConfig.from_name = classmethod(from_name)
 LlamaConfig.names = staticmethod(lambda: list(SIZES))
 
-# %% ../nbs/08_model.ipynb #c028
+# %% ../nbs/08_model.ipynb #c029
 @dataclass(frozen=True)
 class Parts:
     "The classes that a model is built from; each can be your own, if it is called like the one it replaces."
@@ -143,7 +143,7 @@ class Parts:
     attention: type = Attention  # attention(dim, n_heads, n_kv_heads), then (x, table, cache)
     feed_forward: type = FeedForward  # feed_forward(dim, hidden_dim)
 
-# %% ../nbs/08_model.ipynb #c029
+# %% ../nbs/08_model.ipynb #c030
 class Block(nn.Module):
     "One layer: x, plus what attention adds, plus what the feed-forward part adds. (LLaMA, sec. 2.2)"
 
@@ -168,7 +168,7 @@ class Block(nn.Module):
         x = x + self.attention(self.attention_norm(x), table, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 
-# %% ../nbs/08_model.ipynb #c031
+# %% ../nbs/08_model.ipynb #c032
 class RotaryTable(nn.Module):
     "The angles of all positions, in float32 whatever the model's dtype: 16 bits are too few for them."
 
@@ -190,7 +190,7 @@ class RotaryTable(nn.Module):
         if (end := start + n) <= len(self.table): return self.table[start:end]
         raise UserError(f"{end} tokens are more than the context of {len(self.table)}: shorten the text.")
 
-# %% ../nbs/08_model.ipynb #c033
+# %% ../nbs/08_model.ipynb #c034
 class Llama(nn.Module):
     "The model; its parameters have the names of Meta's release. (LLaMA, sec. 2.2)"
 
@@ -216,7 +216,7 @@ class Llama(nn.Module):
             x = layer(x, table, cache)
         return self.output(self.norm(x))
 
-# %% ../nbs/08_model.ipynb #c044
+# %% ../nbs/08_model.ipynb #c045
 @torch.no_grad()
 def init_weights(self):
     "Normal: 1/sqrt(D), smaller by sqrt(2L) where a block adds to the stream; an untied embedding 1."
@@ -229,7 +229,7 @@ def init_weights(self):
 
 Llama.init_weights = init_weights
 
-# %% ../nbs/08_model.ipynb #c060
+# %% ../nbs/08_model.ipynb #c061
 FORMAT = "llama_course 1"  # the first line of a config.json
 
 def save(
@@ -247,7 +247,7 @@ def save(
 
 Llama.save = save
 
-# %% ../nbs/08_model.ipynb #c062
+# %% ../nbs/08_model.ipynb #c063
 def read_config(folder: Path):
     "The configuration in a run folder, after a comparison of its weights with their checksum."
     path, weights = folder / "config.json", folder / "model.safetensors"
@@ -264,7 +264,7 @@ def read_config(folder: Path):
     try: return LlamaConfig(**settings)
     except UserError as error: raise UserError(f"{path}: {error}") from None
 
-# %% ../nbs/08_model.ipynb #c063
+# %% ../nbs/08_model.ipynb #c064
 def check_tensors(tensors, model, path):
     "Raises `UserError` at the first tensor that is missing, unknown, or of another shape than the model's."
     wanted = {name: t.shape for name, t in model.state_dict().items()}
@@ -277,7 +277,7 @@ def check_tensors(tensors, model, path):
             found = f"{found.dtype} {tuple(found.shape)}"
             raise UserError(f"{path}: {name} is {found}, not {shape}: its config.json is of another model.")
 
-# %% ../nbs/08_model.ipynb #c065
+# %% ../nbs/08_model.ipynb #c066
 def load(
     cls,
     folder,  # what `save` wrote

@@ -115,7 +115,7 @@ def parallelize(
         for layer in model.layers: layer.compile()
     return apply_fsdp(model, mesh["data"], precision)
 
-# %% ../nbs/12_parallel.ipynb #c036
+# %% ../nbs/12_parallel.ipynb #c040
 def hidden_share(
     messages: list,  # (start, end) of each
     work: list,  # (start, end) of each computation

@@ -431,7 +431,7 @@ def tick():
     "Says that one more document was read."
     for move in _moved: move()
 
-# %% ../nbs/02d_pipeline.ipynb #c038
+# %% ../nbs/02d_pipeline.ipynb #c039
 class _Block:
     "What datatrove asks of a step: a name, stats, and a call with documents, rank and world size."
 
@@ -448,7 +448,7 @@ class _Block:
 
     def __repr__(self): return self.name
 
-# %% ../nbs/02d_pipeline.ipynb #c039
+# %% ../nbs/02d_pipeline.ipynb #c040
 class Reader(_Block):
     "The documents of a rank's part of a source: whole files, those of all ranks one after the other."
 
@@ -473,7 +473,7 @@ class Reader(_Block):
             yield to_trove(document)
         self.count(**{f"bad {reason}": number for reason, number in bad.items()})
 
-# %% ../nbs/02d_pipeline.ipynb #c041
+# %% ../nbs/02d_pipeline.ipynb #c042
 class Filter(_Block):
     "One step of a funnel."
 
@@ -503,7 +503,7 @@ class Writer(_Block):
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 yield document
 
-# %% ../nbs/02d_pipeline.ipynb #c042
+# %% ../nbs/02d_pipeline.ipynb #c043
 def cleaned(
     folder,  # what a `Writer` wrote to
     source: str,
@@ -512,7 +512,7 @@ def cleaned(
     for file in sorted(Path(folder).glob("*.jsonl")):
         yield from read_rows(json_rows(file, limit=-1), source, Counter())
 
-# %% ../nbs/02d_pipeline.ipynb #c044
+# %% ../nbs/02d_pipeline.ipynb #c046
 class Again(Reader):
     "What the first stage wrote."
 
@@ -539,7 +539,7 @@ def plan(
     stages = [(first, tasks, work / "1", parts), (again, 1, work / "2", clean)]
     return stages if whole else [(first, tasks, work / "1", clean)]
 
-# %% ../nbs/02d_pipeline.ipynb #c049
+# %% ../nbs/02d_pipeline.ipynb #c051
 def make_executor(
     recipe: dict,
     blocks: list,
@@ -565,7 +565,7 @@ def make_executor(
     from datatrove.executor.local import LocalPipelineExecutor
     return LocalPipelineExecutor(workers=recipe["workers"], **common)
 
-# %% ../nbs/02d_pipeline.ipynb #c053
+# %% ../nbs/02d_pipeline.ipynb #c055
 class _Quiet:
     "A place for messages that are in the log file anyway."
     def write(self, text): return len(text)
@@ -586,7 +586,7 @@ def _begin(counter):
     sys.stderr = QUIET
     threading.Thread(target=end, daemon=True).start()
 
-# %% ../nbs/02d_pipeline.ipynb #c054
+# %% ../nbs/02d_pipeline.ipynb #c056
 def run_ranks(
     executor,
     ranks: list[int],
@@ -599,7 +599,7 @@ def run_ranks(
     with redirect_stderr(QUIET):
         for rank in ranks: executor._run_for_rank(rank)
 
-# %% ../nbs/02d_pipeline.ipynb #c055
+# %% ../nbs/02d_pipeline.ipynb #c057
 def _run_in_processes(executor, ranks, workers, bar):
     context = multiprocessing.get_context("spawn")
     counter, seen = context.Value("q", 0), 0
@@ -619,7 +619,7 @@ def _run_in_processes(executor, ranks, workers, bar):
             raise UserError("a worker process was killed, perhaps for want of memory: the same command goes"
                             " on; with fewer workers it needs less.") from None
 
-# %% ../nbs/02d_pipeline.ipynb #c056
+# %% ../nbs/02d_pipeline.ipynb #c058
 def to_do(
     executor,
     folder: Path,  # of the output
@@ -646,7 +646,7 @@ def gather(
               for block, numbers in zip(blocks, total) if isinstance(block, Filter)]
     return total[0], counts
 
-# %% ../nbs/02d_pipeline.ipynb #c061
+# %% ../nbs/02d_pipeline.ipynb #c063
 FORMAT = "llama_course data 1"
 
 
@@ -673,7 +673,7 @@ def _settle(place, recipe):
         begun[name] = now
     write_json(noted, begun)
 
-# %% ../nbs/02d_pipeline.ipynb #c062
+# %% ../nbs/02d_pipeline.ipynb #c064
 def run_source(
     recipe: dict,
     source: str,
@@ -693,7 +693,7 @@ def run_source(
             else: run_ranks(executor, ranks, recipe["workers"], bar)
     return True
 
-# %% ../nbs/02d_pipeline.ipynb #c063
+# %% ../nbs/02d_pipeline.ipynb #c065
 def _submit(executor, stages):
     "Submits the jobs once; afterwards looks how far they are."
     submitted = stages[0][2].parent / "submitted"
@@ -706,7 +706,7 @@ def _submit(executor, stages):
           f" {submitted}", file=sys.stderr)
     return not to_do(executor, stages[-1][3])
 
-# %% ../nbs/02d_pipeline.ipynb #c064
+# %% ../nbs/02d_pipeline.ipynb #c066
 def report(
     recipe: dict,
     source: str,
@@ -726,7 +726,7 @@ def report(
     return {"proportion": about["proportion"], "documents": steps[-1]["documents_out"],
             "bytes": steps[-1]["bytes_out"], "read": read["documents"], "bad": bad, "steps": steps}
 
-# %% ../nbs/02d_pipeline.ipynb #c066
+# %% ../nbs/02d_pipeline.ipynb #c068
 HELD_OUT = 400_000  # bytes of each source, roughly
 
 
@@ -750,7 +750,7 @@ def write_tokens(
         write_shard(paths["held_out"], sample(held_out, HELD_OUT), tokenizer)
     return {side: len(Shard(path, tokenizer)) for side, path in paths.items()}
 
-# %% ../nbs/02d_pipeline.ipynb #c067
+# %% ../nbs/02d_pipeline.ipynb #c070
 def run_recipe(
     path,  # of the recipe
     out,  # the folder for everything
@@ -773,7 +773,7 @@ def run_recipe(
         write_json(place / "data.json", {"format": FORMAT, "done": True, "tokenizer": made, "sources": about})
     return read_json(place / "data.json")
 
-# %% ../nbs/02d_pipeline.ipynb #c068
+# %% ../nbs/02d_pipeline.ipynb #c071
 def in_words(
     made: dict,  # what `run_recipe` gives
 ) -> str:
@@ -786,7 +786,7 @@ def in_words(
                   f" {about['read']:,} documents{bad}{tokens}", funnel_table(about["steps"]), ""]
     return "\n".join(parts) if made["done"] else "The jobs are running; the same command looks again."
 
-# %% ../nbs/02d_pipeline.ipynb #c073
+# %% ../nbs/02d_pipeline.ipynb #c076
 def prepared(
     folder,
 ) -> dict | None:

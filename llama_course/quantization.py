@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'CHUNK', 'ENDS', 'HALVES', 'quantize', 'dequantize', 'pack_nibbles', 'unpack_nibbles', 'PackedLinear',
-           'forward', 'PackedEmbedding', 'pack', 'QuantizedLlama', 'load_quantized', 'has_kernels', 'product_of_8_bits',
-           'product_of_4_bits', 'product', 'arrays', 'normed', 'rotated', 'attended', 'layer_step', 'views',
-           'one_token', 'packed_bytes', 'cache_bytes']
+           'forward', 'PackedEmbedding', 'room', 'fill_rows', 'QuantizedLlama', 'load_quantized', 'has_kernels',
+           'product_of_8_bits', 'product_of_4_bits', 'product', 'arrays', 'normed', 'rotated', 'attended', 'layer_step',
+           'views', 'one_token', 'packed_bytes', 'cache_bytes']
 
 # %% ../nbs/16_quantization.ipynb #c002
 from functools import cache, partial
@@ -115,23 +115,29 @@ class PackedEmbedding(nn.Module):
         return self.packed.rows(tokens.flatten()).view(*tokens.shape, -1)
 
 
-def pack(
-    source,  # of a matrix, as chapter 15 finds it in a file
+def room(
+    shape: tuple,  # (R, C)
     bits: int,
 ) -> PackedLinear:
-    "The packed matrix; rows are packed as they are read, if they are whole and in order."
-    if len(source.pieces) == 1 and not source.heads: blocks = read_rows(source.pieces[0])
+    "A packed matrix that waits for its rows."
+    layer = PackedLinear(torch.zeros(1, shape[1]), bits, GROUP)
+    for name, t in layer.named_buffers(): setattr(layer, name, t.new_empty((len(t) and shape[0], *t.shape[1:])))
+    layer.shape = tuple(shape)
+    return layer
+
+
+def fill_rows(
+    layer: PackedLinear,
+    source,  # of the matrix, as chapter 15 finds it in a file
+):
+    "Packs rows as they are read, if they are whole and in order, into the place that is theirs."
+    if len(source.pieces) == 1 and not source.heads: blocks = read_rows(source.pieces[0], CHUNK // 4)
     else: source.read(matrix := torch.empty(source.shape)); blocks = [matrix]
-    whole, at = {}, 0
+    at = 0
     for block in blocks:
-        part = PackedLinear(block, bits, GROUP)
-        for name, t in part.named_buffers():  # room for all is made once: many small pieces would leave gaps
-            if not at: whole[name] = t.new_empty((len(t) and source.shape[0], *t.shape[1:]))
-            whole[name][at : at + len(t)] = t
+        for name, t in PackedLinear(block, layer.bits, GROUP).named_buffers():
+            getattr(layer, name)[at : at + len(t)] = t
         at += len(block)
-    for name, t in whole.items(): setattr(part, name, t)
-    part.shape = tuple(source.shape)
-    return part
 
 # %% ../nbs/16_quantization.ipynb #c026
 class QuantizedLlama(Llama):
@@ -162,12 +168,15 @@ def load_quantized(
     wanted = {name: t.shape for name, t in model.state_dict().items()}
     if config.tie_embeddings: del wanted["output.weight"]
     check_sources(checkpoint, wanted)
+    matrices = {}  # all places are made before the first row is read: what is read in between leaves no gaps
     for name, shape in wanted.items():
         owner, _, last = name.removesuffix(".weight").rpartition(".")
         if len(shape) == 1:
             sources[name].read(gain := torch.empty(shape))
             model.get_submodule(f"{owner}.{last}".strip(".")).weight = nn.Parameter(gain)
-        else: setattr(model.get_submodule(owner), last, pack(sources[name], 8 if name in ENDS else bits))
+        else: matrices[name] = room(shape, 8 if name in ENDS else bits)
+        if name in matrices: setattr(model.get_submodule(owner), last, matrices[name])
+    for name, layer in matrices.items(): fill_rows(layer, sources[name])
     model.tok_embeddings = PackedEmbedding(model.tok_embeddings)
     if config.tie_embeddings: model.output = model.tok_embeddings.packed
     model.rope = RotaryTable(config)
@@ -323,7 +332,7 @@ def one_token(model, token: int, at: int, caches: list) -> Tensor:  # (V,)
     product(8)(*output, x.reshape(-1, 2, 32), logits.numpy())
     return logits
 
-# %% ../nbs/16_quantization.ipynb #c053
+# %% ../nbs/16_quantization.ipynb #c055
 def packed_bytes(
     config,
     bits: int,  # 16, 8 or 4

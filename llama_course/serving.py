@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from llama_course.generation import (
-    BatchCache, TextStream, check_prompt, check_sampling, compiled_step, decode_step, generate, sample_next,
-    stream_text)
+from .generation import (
+    BatchCache, TextStream, check_prompt, check_sampling, generate, sample_next, step_for, stream_text)
 from .model import Llama, LlamaConfig
 from .safety import UserError
 
@@ -68,7 +67,7 @@ def peak(
     a = torch.ones(n, n)
     return 2 * n**3 / fastest(lambda: a @ a)
 
-# %% ../nbs/14c_serving.ipynb #c016
+# %% ../nbs/14c_serving.ipynb #c020
 @dataclass
 class Job:
     "One text to be written; `tell` gets each id as it is made, and then None, in the batcher's thread."
@@ -85,7 +84,7 @@ class Job:
 class Busy(Exception):
     "All rows are taken, and the queue is full."
 
-# %% ../nbs/14c_serving.ipynb #c017
+# %% ../nbs/14c_serving.ipynb #c021
 class Batcher:
     "Writes the texts of many jobs at once, in a thread of its own."
 
@@ -100,12 +99,12 @@ class Batcher:
         self.model, self.max_len = model, max_len or model.config.max_seq_len
         self.cache, self.jobs = BatchCache(model, rows, self.max_len), [None] * rows
         self.tokens, self.chance = torch.zeros(rows, dtype=torch.long), [None] * rows
-        self.step, self.steps = compiled_step() if compiled else decode_step, 0
+        self.step, self.steps = step_for(model, compiled), 0
         self.queue, self.free, self.closed = queue.Queue(), threading.Semaphore(rows + waiting), False
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-# %% ../nbs/14c_serving.ipynb #c018
+# %% ../nbs/14c_serving.ipynb #c022
 def submit(self, job: Job):
     "Puts a job into the queue. Raises `UserError` for one that cannot be, `Busy` if the queue is full."
     check_prompt(job.prompt, self.model.config)
@@ -125,7 +124,7 @@ def close(self):
 
 Batcher.submit, Batcher.close = submit, close
 
-# %% ../nbs/14c_serving.ipynb #c020
+# %% ../nbs/14c_serving.ipynb #c024
 @torch.no_grad()
 def _run(self):
     "Admit, step, sample, until closed."
@@ -141,7 +140,7 @@ def _run(self):
     while not self.queue.empty():
         if job := self.queue.get(): self._finish(job, reason)
 
-# %% ../nbs/14c_serving.ipynb #c021
+# %% ../nbs/14c_serving.ipynb #c025
 def _admit(self):
     "Gives free rows to waiting jobs, and reads their prompts."
     for row, job in enumerate(self.jobs):
@@ -158,7 +157,7 @@ def _admit(self):
         self.cache.lengths[row] = 0
         self._draw(row, self.cache.read(self.model, row, torch.tensor(new.prompt))[-1])
 
-# %% ../nbs/14c_serving.ipynb #c022
+# %% ../nbs/14c_serving.ipynb #c026
 def _advance(self):
     "One token for every row; free rows compute what nobody reads."
     logits = self.step(self.model, self.tokens, self.cache.layers, self.cache.lengths)
@@ -179,7 +178,7 @@ def _draw(self, row, logits):
     job.tell(i)
     if not job.room: self._end(row, "length")
 
-# %% ../nbs/14c_serving.ipynb #c023
+# %% ../nbs/14c_serving.ipynb #c027
 def _end(self, row, reason):
     job, self.jobs[row] = self.jobs[row], None
     self.cache.lengths[row], self.tokens[row] = 0, 0
@@ -193,7 +192,7 @@ def _finish(self, job, reason):
 
 for method in (_run, _admit, _advance, _draw, _end, _finish): setattr(Batcher, method.__name__, method)
 
-# %% ../nbs/14c_serving.ipynb #c027
+# %% ../nbs/14c_serving.ipynb #c031
 def chat_prompt(
     tokenizer,
     messages: list[dict],  # {"role": "user", "content": "..."} and so on
@@ -206,7 +205,7 @@ def chat_prompt(
     lines = [f"{m['role'].capitalize()}: {m['content']}" for m in messages]
     return tokenizer.encode("\n".join([*lines, "Assistant:"]), bos=True), ["\nUser:", "\nSystem:"]
 
-# %% ../nbs/14c_serving.ipynb #c030
+# %% ../nbs/14c_serving.ipynb #c034
 class Refused(Exception):
     "An answer with a status of 400 or more, in OpenAI's shape."
 
@@ -227,7 +226,7 @@ NEUTRAL = {  # fields that we cannot fill, and the values that ask for nothing
     "logprobs": (False, 0), "echo": (False,), "suffix": ("",), "best_of": (1,), "presence_penalty": (0,),
     "frequency_penalty": (0,), "logit_bias": ({},), "tools": ([],), "response_format": ({"type": "text"},)}
 
-# %% ../nbs/14c_serving.ipynb #c031
+# %% ../nbs/14c_serving.ipynb #c035
 def read_request(
     body,  # parsed JSON
     required: str,  # "prompt" or "messages"
@@ -251,14 +250,14 @@ def read_request(
             raise Refused(f"{key} must be {_wanted(kind, least, most)}, not {value!r:.60}.", key)
     return body
 
-# %% ../nbs/14c_serving.ipynb #c032
+# %% ../nbs/14c_serving.ipynb #c036
 def _wanted(kind, least, most):
     words = {bool: "true or false", dict: "an object", str: "a string"}
     if least is None: return words.get(kind, "text or texts")
     number = "a whole number" if kind is int else "a number"
     return f"{number} from {least} to {most}" if most is not None else f"{number} of {least} or more"
 
-# %% ../nbs/14c_serving.ipynb #c035
+# %% ../nbs/14c_serving.ipynb #c039
 def make_jobs(
     body: dict,  # as read_request returns it
     prompts: list[list[int]],
@@ -283,13 +282,13 @@ def make_jobs(
             jobs.append(Job(prompt, wanted or left, None, settings, seed, eos_id))
     return jobs
 
-# %% ../nbs/14c_serving.ipynb #c036
+# %% ../nbs/14c_serving.ipynb #c040
 def refusal(batcher) -> Refused:
     "What is said to a request that finds no place."
     if batcher.closed: return Refused("the model has stopped; see the server's log.", status=503)
     return Refused("all places are taken: try again soon.", None, 429, "busy")
 
-# %% ../nbs/14c_serving.ipynb #c037
+# %% ../nbs/14c_serving.ipynb #c041
 async def _listen(batcher, jobs, stream_of):
     "Submits jobs; yields (index, text, reason), the reason empty until the last piece of each."
     told, loop = asyncio.Queue(), asyncio.get_running_loop()
@@ -314,7 +313,7 @@ async def _listen(batcher, jobs, stream_of):
     finally:
         for job in jobs: job.cancelled = True  # who went away is not written for
 
-# %% ../nbs/14c_serving.ipynb #c039
+# %% ../nbs/14c_serving.ipynb #c043
 def _shapes(chat: bool, name: str):
     "How an answer and a piece of one are written: `whole(choices, usage)`, `part(n, text, reason)`."
     kind = "chat.completion" if chat else "text_completion"
@@ -336,7 +335,7 @@ def _shapes(chat: bool, name: str):
 
     return whole, part
 
-# %% ../nbs/14c_serving.ipynb #c040
+# %% ../nbs/14c_serving.ipynb #c044
 def _usage(jobs, prompts):
     "A function that says how many tokens were read, and written so far."
     asked, read = sum(job.room for job in jobs), sum(map(len, prompts))
@@ -366,7 +365,7 @@ def _prompts(body, tokenizer, chat) -> tuple[list[list[int]], list[str]]:
         return [tokenizer.encode(t, bos=True) if isinstance(t, str) else t for t in texts], stops
     except UserError as error: raise Refused(error, "messages" if chat else "prompt") from None
 
-# %% ../nbs/14c_serving.ipynb #c042
+# %% ../nbs/14c_serving.ipynb #c046
 LONGEST = 2**20  # bytes of a request
 
 async def _json_of(request):
@@ -380,7 +379,7 @@ async def _json_of(request):
     try: return json.loads(raw)
     except (ValueError, RecursionError): raise Refused("the body is not JSON.") from None
 
-# %% ../nbs/14c_serving.ipynb #c043
+# %% ../nbs/14c_serving.ipynb #c047
 def answerer(
     chat: bool,  # messages, or a plain text
     batcher: Batcher,
@@ -409,7 +408,7 @@ def answerer(
 
     return answer
 
-# %% ../nbs/14c_serving.ipynb #c044
+# %% ../nbs/14c_serving.ipynb #c048
 def _counted(body) -> bool:
     "Whether a stream shall end with the number of tokens."
     return bool(body.get("stream_options", {}).get("include_usage"))
@@ -426,7 +425,7 @@ async def _events(first, heard, part, greetings, usage):
         yield "data: [DONE]\n\n"
     finally: await heard.aclose()
 
-# %% ../nbs/14c_serving.ipynb #c046
+# %% ../nbs/14c_serving.ipynb #c050
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 42rem; margin: 0 auto; padding: 1rem; color: #222 }
 h1 { font-size: 1.2rem } #log p { white-space: pre-wrap; overflow-wrap: anywhere; padding: .5rem .8rem;
@@ -444,7 +443,7 @@ text.addEventListener("keydown", e => {
   if (e.key === "Enter" && !e.shiftKey) { e.preventDefault(); form.requestSubmit(); } });
 """
 
-# %% ../nbs/14c_serving.ipynb #c047
+# %% ../nbs/14c_serving.ipynb #c051
 SCRIPT += """
 const ask = async signal => {
   for (;;) {
@@ -459,7 +458,7 @@ const ask = async signal => {
 };
 """
 
-# %% ../nbs/14c_serving.ipynb #c048
+# %% ../nbs/14c_serving.ipynb #c052
 SCRIPT += """
 form.addEventListener("submit", async e => {
   e.preventDefault();
@@ -480,7 +479,7 @@ form.addEventListener("submit", async e => {
 });
 """
 
-# %% ../nbs/14c_serving.ipynb #c049
+# %% ../nbs/14c_serving.ipynb #c053
 def page(
     name: str,  # the model's
 ) -> str:
@@ -494,7 +493,7 @@ def page(
     return (f'<!doctype html><html lang="en"><head>{head}</head><body data-model="{escape(name)}">'
             f"{body}</body></html>")
 
-# %% ../nbs/14c_serving.ipynb #c052
+# %% ../nbs/14c_serving.ipynb #c056
 POLICY = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
           " img-src data:")  # what the browser may do for the page
 
@@ -507,7 +506,7 @@ def starlette():
     except ImportError: raise UserError("starlette is missing: pip install 'llama_course[serve]'.") from None
     return applications, exceptions, middleware, responses, routing, trustedhost
 
-# %% ../nbs/14c_serving.ipynb #c053
+# %% ../nbs/14c_serving.ipynb #c057
 def make_app(
     batcher: Batcher,
     tokenizer,
@@ -532,7 +531,7 @@ def make_app(
     return applications.Starlette(routes=routes, middleware=[guard], exception_handlers=handlers,
                                   lifespan=_lifespan(batcher))
 
-# %% ../nbs/14c_serving.ipynb #c054
+# %% ../nbs/14c_serving.ipynb #c058
 def _lifespan(batcher):
     "Closes the batcher with the server."
     @asynccontextmanager
@@ -541,7 +540,7 @@ def _lifespan(batcher):
         await asyncio.to_thread(batcher.close)
     return lifespan
 
-# %% ../nbs/14c_serving.ipynb #c055
+# %% ../nbs/14c_serving.ipynb #c059
 def serve(
     model: Llama,
     tokenizer,
@@ -569,7 +568,7 @@ def serve(
     except KeyboardInterrupt: pass  # uvicorn has ended cleanly and passes the signal on
     print("stopped", file=sys.stderr)
 
-# %% ../nbs/14c_serving.ipynb #c059
+# %% ../nbs/14c_serving.ipynb #c063
 def chat(
     model: Llama,
     tokenizer,

@@ -10,7 +10,7 @@ __all__ = ['CUT', 'FLOATS', 'BLOCK', 'NUMBERS', 'TEXT', 'ARRAY', 'GGUF_NAMES', '
            'named_sources', 'save_hugging_face', 'write_files', 'GGUFFile', 'read_gguf_header', 'gguf_name',
            'gguf_config', 'read_gguf', 'read_checkpoint', 'load_weights', 'splitter', 'byte_level_tokenizer',
            'byte_letter', 'ByteLevelTokenizer', 'encode', 'decode_ids', 'encode_chat', 'render', 'tokenizer_of_gguf',
-           'tokenizer_of_json', 'load_tokenizer', 'load_pair']
+           'sentencepiece_of_gguf', 'tokenizer_of_json', 'load_tokenizer', 'load_pair']
 
 # %% ../nbs/15_weights.ipynb #c002
 import json
@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -97,10 +98,11 @@ def decode(
 # %% ../nbs/15_weights.ipynb #c014
 def read_rows(
     stored: Stored,
+    block: int = BLOCK,  # numbers at a time
 ) -> Iterator[Tensor]:  # (some rows, width) each, in the stored dtype, or float32 if it was in blocks
-    "The tensor's rows from first to last, about a million numbers at a time."
+    "The tensor's rows from first to last."
     *_, width = stored.shape
-    rows = max(1, BLOCK // width)
+    rows = max(1, block // width)
     if stored.offset is None:
         yield from open_pth(stored.path)[stored.name].reshape(-1, width).split(rows)  # mapped pages
         return
@@ -690,19 +692,52 @@ def render(template: str, messages: list, tokenizer) -> str:
         raise UserError(f"the chat template of {tokenizer.path} failed: {error}") from None
 
 
-def tokenizer_of_gguf(path) -> ByteLevelTokenizer:
-    "The tokenizer in a GGUF file."
+def tokenizer_of_gguf(path):
+    "The tokenizer in a GGUF file: byte-level merges, or a SentencePiece model such as LLaMA's."
     about, CONTROL = read_gguf_header(path)[0], 3
     get = lambda key, default=None: about.get(f"tokenizer.ggml.{key}", default)
+    if get("model") == "llama" and get("tokens"): return sentencepiece_of_gguf(get, path)
     if get("model") != "gpt2" or not get("tokens") or not get("merges"):
-        raise UserError(f"{path} has a tokenizer of the kind {get('model')!r}: only 'gpt2' is read.")
+        raise UserError(f"{path} has a tokenizer of the kind {get('model')!r}: 'gpt2' and 'llama' are read.")
     controls = {token: i for i, (token, kind) in enumerate(zip(get("tokens"), get("token_type", [])))
                 if kind == CONTROL}
     ends = get("bos_token_id", -1), get("eos_token_id", -1), get("add_bos_token", False)
     merges, template = byte_level_tokenizer(about, path), about.get("tokenizer.chat_template")
     return ByteLevelTokenizer(merges, path, controls, *ends, template)
 
-# %% ../nbs/15_weights.ipynb #c081
+# %% ../nbs/15_weights.ipynb #c082
+def sentencepiece_of_gguf(get, path) -> Tokenizer:
+    "The SentencePiece model whose pieces a GGUF file lists."
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    tokens, n = get("tokens"), len(get("tokens"))
+    model, types, scores = ModelProto(), get("token_type", [1] * n), get("scores", [0.0] * n)
+    if not n == len(types) == len(scores) or not set(types) <= set(range(1, 7)):
+        raise UserError(f"{path}: the tokenizer's pieces, scores and types do not fit: fetch it again.")
+    for piece, score, kind in zip(tokens, scores, types): model.pieces.add(piece=piece, score=score, type=kind)
+    about, form = model.trainer_spec, model.normalizer_spec
+    about.model_type, about.vocab_size, about.byte_fallback = about.BPE, n, 6 in types  # 6: a byte
+    for name, usual in (("unk", 0), ("bos", 1), ("eos", 2)):
+        i = get({"unk": "unknown"}.get(name, name) + "_token_id", usual)
+        if not 0 <= i < n: raise UserError(f"{path}: {name.upper()} is token {i} of {n}: fetch it again.")
+        setattr(about, f"{name}_id", i)
+        setattr(about, f"{name}_piece", tokens[i])
+    form.name, form.add_dummy_prefix = "identity", get("add_space_prefix", True)
+    form.remove_extra_whitespaces = get("remove_extra_whitespaces", False)
+    form.precompiled_charsmap = bytes(byte % 256 for byte in get("precompiled_charsmap", []))
+    return tokenizer_of_proto(model.SerializeToString(), path)
+
+# %% ../nbs/15_weights.ipynb #c083
+def tokenizer_of_proto(content: bytes, path) -> Tokenizer:
+    "SentencePiece's tokenizer from the content of a model file, with the path that it came from."
+    with tempfile.TemporaryDirectory() as folder:
+        (file := Path(folder) / "tokenizer.model").write_bytes(content)
+        try: tokenizer = Tokenizer.load(file)
+        except UserError as error: raise UserError(str(error).replace(str(file), str(path))) from None
+    tokenizer.path = Path(path)
+    return tokenizer
+
+# %% ../nbs/15_weights.ipynb #c084
 def tokenizer_of_json(folder) -> ByteLevelTokenizer:
     "The tokenizer in a folder of Hugging Face: tokenizer.json and tokenizer_config.json."
     path, about = Path(folder) / "tokenizer.json", {}
@@ -720,14 +755,14 @@ def tokenizer_of_json(folder) -> ByteLevelTokenizer:
                               controls.get(word("eos_token"), -1), bool(about.get("add_bos_token")),
                               about.get("chat_template"))
 
-# %% ../nbs/15_weights.ipynb #c082
+# %% ../nbs/15_weights.ipynb #c085
 def load_tokenizer(
     path,  # a GGUF file, or a folder of Meta's or Hugging Face's
 ):
     "The tokenizer that belongs to the weights."
     path = Path(path)
     if path.is_dir() and (path / "tokenizer.model").is_file(): return Tokenizer.load(path / "tokenizer.model")
-    return ByteLevelTokenizer.load(path)
+    return tokenizer_of_json(path) if path.is_dir() else tokenizer_of_gguf(path)
 
 
 def load_pair(

@@ -10,6 +10,20 @@ import pytest
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# With several workers a file goes to one of them as a whole. The longest begin, or everybody waits for the last one;
+# what pytest-xdist would put first are the files with the most tests, and the slowest have few.
+LONGEST = "grading demo runs training weights site parallel quantization generation serving cli".split()
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"): config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 # No service of the browser's own may call out: a request to another host is then the page's fault.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--no-first-run"]

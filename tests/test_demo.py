@@ -15,14 +15,14 @@ from llama_course.data import shakespeare
 from llama_course.demo import load_run, run_own
 from llama_course.safety import UserError
 
-STEPS = 12
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    "Five plays as plain files: about 600 kB."
+    "Three plays as plain files: about 400 kB."
     folder = tmp_path_factory.mktemp("texts")
-    for play, _ in zip(shakespeare(), range(5)):
+    for play, _ in zip(shakespeare(), range(3)):
         (folder / f"{play.name}.txt").write_text(play.text, encoding="utf-8")
     return folder
 
@@ -68,7 +68,7 @@ def test_what_a_run_leaves(whole):
                      "loss.png", "report.html", "data"}
     assert json.loads((run / "results.json").read_text()) == results
     score = results["held_out"]["text"]
-    assert 2 < score["bits_per_byte"] < 5  # far from 8, and twelve steps are not many
+    assert 2 < score["bits_per_byte"] < 5  # far from 8, and ten steps are not many
     assert {"gzip", "xz", "token frequencies"} == set(score["others"])
     assert len(results["samples"]) == 3 and all(s["text"] for s in results["samples"])
     rows = outcome(run)[0]
@@ -137,7 +137,7 @@ def test_killed_at_every_stage(whole, texts, tmp_path):
         (lambda: list(run.glob("data/*")), signal.SIGKILL, -9),  # while shards are written
         (lambda: lines(2), signal.SIGKILL, -9),  # training
         (lambda: lines(4), signal.SIGINT, 130),
-        (lambda: lines(7), signal.SIGTERM, 143),
+        (lambda: lines(6), signal.SIGTERM, 143),
         (lambda: (run / "model.safetensors").exists(), signal.SIGKILL, -9),  # while it is judged
     ]
     for ready, number, status in stages:
@@ -159,7 +159,7 @@ def test_a_finished_run_is_left_alone(whole, texts):
 
 
 @pytest.mark.parametrize("changes, named", [
-    (["--steps", "13"], "was begun with steps = 12, now it is 13"),
+    (["--steps", "13"], "was begun with steps = 10, now it is 13"),
     (["--minutes", "3"], "was begun with minutes = None, now it is 3.0"),
     (["--seed", "5"], "was begun with seed = 0, now it is 5"),
     (["--model", "pocket"], "was begun with model = demo, now it is pocket"),
@@ -196,18 +196,19 @@ def test_an_altered_shard_is_named_and_can_be_made_again(whole, texts, tmp_path)
     done = subprocess.run(command(texts, run), capture_output=True, text=True)
     assert done.returncode == 2 and f"{shard} is damaged" in done.stderr and "remove the file" in done.stderr
     shard.unlink()  # as the message says
-    finish(texts, run)
-    assert outcome(run) == outcome(whole[0])
+    code, err = stop_when(shard.exists, texts, run, signal.SIGKILL)
+    assert code == -9, err
+    assert shard.read_bytes() == (whole[0] / "data" / shard.name).read_bytes()  # and what follows from it is proven above
 
 
 def test_minutes_become_steps_once(texts, tmp_path):
-    run = tmp_path / "run"
-    first = run_own([texts], run, minutes=0.03)
+    run, play = tmp_path / "run", min(texts.iterdir(), key=lambda path: path.stat().st_size)
+    first = run_own([play], run, minutes=0.01, vocab_size=1000)
     about = json.loads((run / "run.json").read_text())
-    assert about["recipe"]["steps"] == max(1, round(60 * 0.03 / about["seconds_a_step"]))
+    assert about["recipe"]["steps"] == max(1, round(60 * 0.01 / about["seconds_a_step"]))
     for name in ("model.safetensors", "config.json", "results.json"):
         (run / name).unlink()
-    assert run_own([texts], run, minutes=0.03) == first  # measured again it would be another number
+    assert run_own([play], run, minutes=0.01, vocab_size=1000) == first  # measured again it would be another number
     assert json.loads((run / "run.json").read_text())["recipe"] == about["recipe"]
 
 
@@ -267,17 +268,24 @@ def test_the_report_in_a_browser(whole, browser, scheme):
     page.close()
 
 
+FRUGAL = """import sys
+from llama_course import cli, demo
+demo.HELD_OUT_BYTES = 40_000  # of each source: a tenth of what is priced otherwise, and that takes the longest
+sys.argv[0] = "llama-course"
+cli.main()"""
+
+
 def test_the_demo_itself(tmp_path):
     "`llama-course demo` on all of its text, with few steps, and a text from what it leaves."
     run = tmp_path / "demo"
-    base = [sys.executable, "-m", "llama_course.cli"]
-    done = subprocess.run([*base, "demo", "--run", run, "--steps", "30"], capture_output=True, text=True, timeout=580)
+    done = subprocess.run([sys.executable, "-c", FRUGAL, "demo", "--run", run, "--steps", "12"],
+                          capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     assert f"Open {run / 'report.html'}" in done.stdout and "llama-course generate" in done.stdout
     results = json.loads((run / "results.json").read_text())
     assert list(results["held_out"]) == ["shakespeare", "python"]
-    assert all(2 < s["bits_per_byte"] < 4.5 for s in results["held_out"].values())
+    assert all(2 < s["bits_per_byte"] < 5 for s in results["held_out"].values())
     assert [s["prompt"] for s in results["samples"]] == ["ROMEO:", "def ", ""]
-    said = [subprocess.run([*base, "generate", "--run", run, "ROMEO:", "--seed", "1", "--tokens", "20"],
-                           capture_output=True, text=True) for _ in range(2)]
-    assert said[0].stdout.startswith("ROMEO:") and said[0].stdout == said[1].stdout and not said[0].stderr
+    said = subprocess.run([sys.executable, "-m", "llama_course.cli", "generate", "--run", run, "ROMEO:", "--tokens", "20"],
+                          capture_output=True, text=True)
+    assert said.stdout.startswith("ROMEO:") and not said.stderr

@@ -4,13 +4,17 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from hypothesis import given, settings, strategies as st
 
+from llama_course.attention import Attention
+from llama_course.feedforward import FeedForward
 from llama_course.generation import (
     BatchCache, KVCache, TextStream, decode_step, generate, generate_batch, generate_text, make_caches, sample_next,
     stream_text, token_probabilities)
-from llama_course.model import Llama, LlamaConfig, hugging_face_settings, to_hugging_face
+from llama_course.model import Llama, LlamaConfig, Parts, hugging_face_settings, to_hugging_face
+from llama_course.norm import RMSNorm
 from llama_course.safety import UserError
 from llama_course.tokenizer import Tokenizer
 
@@ -226,6 +230,67 @@ def test_streamed_junk_is_what_decoding_gives(junk):
     assert "".join(stream_text(junk, Bytes())) == junk.decode(errors="replace")
 
 
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(junk=st.lists(st.sampled_from([*"½🦙日a".encode(), 0xFF, 0xC3, 0xF0]), min_size=20, max_size=120))
+def test_long_junk_is_what_decoding_gives(junk):
+    stream = TextStream(Bytes())
+    pieces = [stream.push(i) for i in junk]
+    assert "".join(pieces) + stream.end() == bytes(junk).decode(errors="replace")
+
+
+def sentencepiece(folder, **changes):
+    "SentencePiece with the bytes of rare characters, and a space before the text or none."
+    import sentencepiece as spm
+    from llama_course.tokenizer import SETTINGS
+    with open(folder / "t.model", "wb") as file:
+        spm.SentencePieceTrainer.train(sentence_iterator=iter(["To be, or not to be: 12  34"] * 20), model_writer=file,
+                                       vocab_size=285, **SETTINGS | changes)
+    return Tokenizer.load(folder / "t.model")
+
+
+def byte_level(folder):
+    "A tokenizer of merged bytes, as GPT-2's: a token may end within a character."
+    tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
+    t = tokenizers.ByteLevelBPETokenizer()
+    t.train_from_iterator(["To be, or not to be: 12  34 naïve 🦙🦙 日本"] * 20, vocab_size=290, min_frequency=1,
+                          show_progress=False)
+    return t
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("decoder") for _ in range(2)]
+    return [sentencepiece(folders[0]), sentencepiece(folders[1], add_dummy_prefix=True), byte_level(None)]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_ids_in_a_stream_give_the_text_of_all(decoders, data):
+    t = decoders[data.draw(st.integers(0, 2))]
+    size = t.get_vocab_size() if hasattr(t, "get_vocab_size") else t.vocab_size
+    ids = data.draw(st.lists(st.integers(0, size - 1), max_size=60))
+    prompt = t.encode(data.draw(st.sampled_from(["", "To", " To be ", "½"])))
+    prompt = list(getattr(prompt, "ids", prompt))
+    stream = TextStream(t, prompt)
+    said = "".join(stream.push(i) for i in ids) + stream.end()
+    assert said == t.decode(prompt + ids)[len(t.decode(prompt)):]
+
+
+@pytest.mark.parametrize("text", ["To be, or not to be ", "½🦙", "\x80"], ids=["letters", "characters", "no characters"])
+def test_a_long_text_costs_its_length_and_not_its_square(text):
+    class Counting(Bytes):
+        decoded = 0
+        def decode(self, ids):
+            self.decoded += len(ids)
+            return super().decode(ids)
+    costs = []
+    for times in (100, 400):
+        ids, t = list(text.encode("latin-1" if text == "\x80" else "utf-8")) * times, Counting()
+        assert "".join(stream_text(ids, t, list(b"To be, or") * 9)) == bytes(ids).decode(errors="replace")
+        costs.append(t.decoded)
+    assert costs[1] < 5 * costs[0]
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     texts = ["To be, or not to be, that is the question.\n" * 20]
@@ -311,6 +376,58 @@ def test_a_batch_writes_what_each_prompt_gets_alone(choices):
     stop = alone[0][12]
     ended = [list(generate(model, p, 30, stop_id=stop, **choices)) for p in prompts]
     assert generate_batch(model, prompts, 30, stop_id=stop, **choices) == ended
+
+
+class Unturned(Attention):
+    "A learner's own: it is told of no positions, and looks back through the cache it is given."
+    def forward(self, x, table, cache=None):
+        still = torch.zeros_like(table)
+        still[..., 0] = 1
+        return super().forward(x, still, cache)
+
+
+class Ungated(FeedForward):
+    def forward(self, x):
+        assert x.dim() == 3  # it may count on (B, T, D)
+        return self.w2(F.relu(self.w1(x)))
+
+
+class Centred(RMSNorm):
+    def forward(self, x): return super().forward(x - x.mean(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("parts", [dict(attention=Unturned), dict(feed_forward=Ungated), dict(norm=Centred),
+                                   dict(attention=Unturned, feed_forward=Ungated, norm=Centred)])
+def test_parts_of_your_own_write_the_same_in_company(parts):
+    config = shaken().config
+    torch.manual_seed(4)
+    model = Llama(config, Parts(**parts)).double()
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(torch.randn_like(p) / 4)
+    prompts = [[1], list(range(40)), [9, 8, 7]]
+    alone = []
+    for ids in prompts:
+        ids = list(ids)
+        for _ in range(12):
+            with torch.no_grad(): ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
+        alone.append(ids[-12:])
+    assert generate_batch(model, prompts, 12, temperature=0) == alone
+    assert generate_batch(model, prompts, 12, temperature=0, compiled=True) == alone
+    assert list(generate(model, prompts[0], 12, temperature=0, compiled=True)) == alone[0]
+    standard = Llama(config).double()
+    standard.load_state_dict(model.state_dict())
+    assert generate_batch(standard, prompts, 12, temperature=0) != alone  # the parts do matter
+
+
+def test_a_map_that_is_more_than_its_weights_is_called():
+    class Adapted(torch.nn.Linear):
+        def forward(self, x): return super().forward(x) + x.flip(-1)
+    model = shaken(torch.float64)
+    for layer in model.layers:
+        new = Adapted(48, 48, bias=False).double()
+        new.load_state_dict(layer.attention.wo.state_dict())
+        layer.attention.wo = new
+    assert generate_batch(model, [[1, 2]], 20, temperature=0) == [list(generate(model, [1, 2], 20, temperature=0))]
 
 
 def test_the_compiled_step_writes_the_same():

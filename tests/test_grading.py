@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama import modeling_llama as hf
 
-from llama_course import grading
+from llama_course import grading, worker
 from llama_course.grading import (
     LOOKS, Limits, Observation, UserError, check, find_exercise, generate_exercises, grade, gradescope, hint,
     load_exercises, misfit, observe, tolerance)
@@ -386,8 +386,10 @@ for fd in range(3, 200):
 grading.check = lambda f: 10""", WRONG + "check = grading.check", 0),
     "patches the judge": ("""from llama_course import grading as g
 g.judge = g.misfit = g._find_fault = g._value_fault = lambda *a, **k: ''""", WRONG, 0),
-    "patches observe": ("""from llama_course import grading as g
-g.observe = g._observed = lambda *a, **k: ({'error': ''}, {})""", WRONG, 0),
+    "patches observe": ("""from llama_course import grading as g, worker as w
+g.observe = w._observed = w._serve = lambda *a, **k: ({'error': ''}, {})""", WRONG, 0),
+    "patches the channel": ("""from llama_course import worker as w
+w._send = w._receive = w._pack = w._unpack = w.Served = None""", NORM, 10),
     "patches the exercise": ("""from llama_course.grading import EXERCISES
 task = EXERCISES['rms_norm']
 task.truth, task.make_cases, task.factor = (lambda x, weight, eps: x), (lambda seed: []), 1e9""", WRONG, 0),
@@ -475,11 +477,12 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def fence(request, monkeypatch):
     "Both ways in which Linux keeps a worker: with namespaces of its own, and without, as in some containers."
     if request.param == "without namespaces":
-        monkeypatch.setattr(grading, "_START", grading._START.replace(
-            "grading.load_exercises()", "grading.load_exercises(); grading._fence = lambda home: False"))
-    grading._close_nursery()
+        start = "from llama_course import grading, worker"
+        assert start in worker._START
+        monkeypatch.setattr(worker, "_START", worker._START.replace(start, f"{start}; worker._fence = lambda home: False"))
+    worker._close_nursery()
     yield request.param == "fenced"
-    grading._close_nursery()
+    worker._close_nursery()
 
 
 @linux
@@ -493,15 +496,15 @@ def test_nothing_is_left_behind(fence, tmp_path):
     result = grade(write(tmp_path, NORM, child, bomb, parent, BLOCK), patient)
     assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 10}, result
     assert "more than 64 processes" in str(result["notes"])
-    grading._close_nursery()
+    worker._close_nursery()
     assert gone("7654321")
 
 
 @linux
 def test_files_outside_its_folder_are_safe_where_the_kernel_helps(tmp_path):
-    worker = grading._Worker(QUICK, time.monotonic() + 30, tmp_path)
-    fenced = worker.handle is not None
-    worker.close()
+    process = worker.Worker(QUICK, time.monotonic() + 30, tmp_path)
+    fenced = process.handle is not None
+    process.close()
     if not fenced: pytest.skip("no namespaces here")
     precious = tmp_path / "precious.txt"
     precious.write_text("mine")
@@ -528,7 +531,7 @@ def test_limits_are_those_that_were_asked_for(tmp_path):
 
 def test_workers_without_a_nursery(tmp_path, monkeypatch):
     "As on a system that cannot fork: each worker is a fresh Python."
-    monkeypatch.setattr(grading, "_hand_over", lambda sock: grading._spawn(sock, "_settle"))
+    monkeypatch.setattr(worker, "_hand_over", lambda sock: worker._spawn(sock, "_settle"))
     result = grade(write(tmp_path, NORM, "import os\nos._exit(0)", BLOCK), QUICK)
     assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 10}, result
 
@@ -537,7 +540,7 @@ def test_workers_without_a_nursery(tmp_path, monkeypatch):
 def test_the_census_by_ps_as_on_a_mac(monkeypatch):
     group = os.getpgid(0)
     monkeypatch.setattr(sys, "platform", "darwin")
-    count, held = grading._census(group)
+    count, held = worker._census(group)
     assert count >= 1 and held > 1 << 26
 
 
@@ -612,7 +615,7 @@ def test_a_broken_channel_is_no_danger(data):
     "Whatever stands on the judge's socket raises an exception, which `ask` turns into WorkerDied."
     ours, theirs = socket.socketpair()
     theirs.sendall(data), theirs.close()
-    with ours, pytest.raises(Exception): grading._receive(ours)
+    with ours, pytest.raises(Exception): worker._receive(ours)
 
 
 @pytest.mark.parametrize("seen, grads", [
@@ -625,11 +628,13 @@ def test_a_forged_observation_is_no_danger(seen, grads):
 
 def test_no_pickle():
     "What a worker sends is never unpickled."
-    tree = ast.parse((ROOT / "llama_course/grading.py").read_text(encoding="utf-8"))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    assert not imported & {"pickle", "dill", "marshal", "shelve", "multiprocessing"}
-    assert "safetensors.torch.load" in called and not called & {"torch.load", "eval", "pickle.loads"}
+    for module in (grading, worker):
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not imported & {"pickle", "dill", "marshal", "shelve", "multiprocessing"}
+        assert not called & {"torch.load", "eval", "pickle.loads"}
+    assert "safetensors.torch.load" in called
 
 
 # ---------------------------------------------------------------- formats for teachers

@@ -255,6 +255,27 @@ def test_bfloat16_is_gathered_and_float32_is_summed(alone):
     assert abs(loss - alone[False][0][0]) < 0.02
 
 
+def dressed(ways):
+    found, mesh = [], make_mesh()
+    for how in ways:
+        layers = parallelize(Llama(LlamaConfig(**SHAPE)), mesh, **how).layers
+        classes = {kind.__name__ for layer in layers for kind in type(layer).__mro__}
+        found.append((classes & {"Full", "ByHand", "ByPolicy"}, [layer._compiled_call_impl is not None for layer in layers]))
+    return found
+
+
+def test_blocks_are_checkpointed_and_compiled_as_told():
+    ways = [{}, {"checkpointing": "full"}, {"checkpointing": "selective"}, {"compile": True}]
+    plain, full, selective, compiled = spawn(dressed, 1, ways)[0]
+    assert plain == (set(), [False, False]) and full[0] == {"Full"} and "ByHand" in selective[0]
+    assert compiled == (set(), [True, True])
+
+
+def test_what_is_recomputed_is_gathered_again(spread_out):
+    once, twice = (spread_out[4][0][name][4]["all_gather"][0] for name in ("grid", "grid full"))
+    assert twice > once
+
+
 def test_what_cannot_be_shared_is_refused():
     check_division(LlamaConfig.from_name("65B"), 8)
     with pytest.raises(UserError, match="n_heads=52"): check_division(LlamaConfig.from_name("33B"), 8)

@@ -1,20 +1,24 @@
 "Runs on many ranks: killed, cut, resumed on other numbers of ranks, and as told about losses that are no number."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from llama_course.data import Document, write_shard
-from llama_course.model import LlamaConfig
-from llama_course.runs import check_finite, flops_per_token, is_whole, newest
+from llama_course.model import Llama, LlamaConfig
+from llama_course.optimizer import cosine_lr
+from llama_course.runs import check_finite, flops_per_token, is_whole, newest, one_step, open_shards
 from llama_course.safety import UserError
+from llama_course.training import Recipe, train
 from training_run import Letters
 
 STEPS = 16
@@ -75,6 +79,7 @@ def test_the_log_says_speed_memory_and_gradient(undisturbed):
     rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) and rows[-1]["loss"] < rows[0]["loss"]
     assert {"tokens_per_second", "mfu", "memory_gib", "grad_norm", "lr", "tokens"} <= set(rows[0])
+    assert len([*(undisturbed / "checkpoints").glob("step-*")]) == 2  # older ones are gone
     assert rows[-1]["tokens"] == STEPS * 4 * 32 and 0.05 < rows[0]["memory_gib"] < 8
     if (undisturbed / "tensorboard").exists():
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -114,10 +119,38 @@ def test_it_goes_on_with_another_number_of_ranks(data, undisturbed, tmp_path):
     broken = folder / "step-00000015"  # what a crash may leave: no table of files, then a file cut short
     broken.mkdir()
     (broken / "__0_0.distcp").write_bytes(b"half")
-    assert not is_whole(broken) and newest(folder) == good
+    (left := folder / ".part-00000014").mkdir()
+    shutil.copytree(good, short := folder / "step-00000014")
+    with open(next(short.glob("*.distcp")), "r+b") as file: file.truncate(100)
+    assert not is_whole(broken) and not is_whole(short) and newest(folder) == good
     status, err = finish(2, command(data, tmp_path, "--tensor-parallel", "1"))
-    assert status == 0 and "is damaged and is passed over" in err, err
+    assert status == 0 and "is damaged and is passed over" in err and not left.exists(), err
     torch.testing.assert_close(losses(tmp_path), losses(undisturbed), rtol=5e-5, atol=0)
+
+
+def test_a_run_is_that_of_chapter_11(data, tmp_path):
+    "The same weights, batches, rates and losses; and what it leaves is a model."
+    status, err = finish(1, command(data, tmp_path / "run", seed=3))
+    assert status == 0, err
+    config = LlamaConfig.from_name("demo", vocab_size=64)
+    torch.manual_seed(3)
+    model = Llama(config)
+    torch.manual_seed(3)
+    model.init_weights()
+    recipe = Recipe(STEPS, {"a": 0.25, "b": 0.75}, batch_size=4, seq_len=32, lr=3e-4, warmup=4, seed=3)
+    train(model, open_shards(data)[0], recipe, tmp_path / "alone", save_every=1e9)
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=2e-5, atol=0)
+    kept = dict(Llama.load(tmp_path / "run").named_parameters())
+    for name, p in model.named_parameters(): torch.testing.assert_close(kept[name], p, rtol=0, atol=2e-4, msg=name)
+
+
+def test_a_rank_reads_its_own_rows_at_the_steps_rate():
+    recipe, seen = Recipe(10, {}, batch_size=8, seq_len=4, lr=1.0, warmup=2), []
+    step_of = lambda batch, lr: (seen.append((batch, lr)), (2.0, 1.0))[1]
+    ranks = SimpleNamespace(rank=1, size=2, agree=lambda loss, asked: (loss, asked))
+    step_of.recipe = recipe
+    line, stop = one_step(step_of, SimpleNamespace(batch=lambda *where: where), ranks, 3, True, 1.0)
+    assert seen == [((3, 1, 2), cosine_lr(3, 10, 1.0, 2))] and line["step"] == 4 and line["tokens"] == 4 * 8 * 4 and stop
 
 
 def test_another_recipe_is_refused(data, undisturbed):
@@ -137,7 +170,7 @@ def test_a_loss_that_is_no_number(told, data, tmp_path):
 
 @pytest.mark.parametrize("changes, text", [
     ({"model": "66B"}, "did you mean 65B?"), ({"tensor_parallel": 2}, "1 processes cannot be grouped by 2"),
-    ({"non_finite": "hope"}, "choose stop or skip")])
+    ({"non_finite": "hope"}, "choose stop or skip"), ({"checkpointing": "hope"}, "choose")])
 def test_mistakes_are_one_line(changes, text, data, tmp_path):
     status, err = finish(1, command(data, tmp_path, **changes))
     assert status == 2 and text in err and "Traceback" not in err and len(err.strip().splitlines()) == 1

@@ -12,8 +12,9 @@ import time
 import pytest
 import torch
 
+from llama_course.attention import Attention
 from llama_course.generation import generate
-from llama_course.model import Llama, LlamaConfig
+from llama_course.model import Llama, LlamaConfig, Parts
 from llama_course.safety import UserError, write_json
 from llama_course.serving import Batcher, Busy, Job, chat, chat_prompt, make_app, refusal, serve, step_bytes
 
@@ -74,6 +75,24 @@ def test_a_row_goes_to_the_next_before_the_longest_is_done(batcher):
     texts, events = submitted(batcher, long, *(short() for _ in range(4)))
     assert all(event.wait(60) for event in events)
     assert sum(map(len, texts)) == 84 and batcher.steps <= 62
+
+
+class Unturned(Attention):
+    def forward(self, x, table, cache=None):
+        still = torch.zeros_like(table)
+        still[..., 0] = 1
+        return super().forward(x, still, cache)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_model_with_an_attention_of_your_own_is_served(compiled):
+    torch.manual_seed(2)
+    model = Llama(small().config, Parts(attention=Unturned)).double().eval()
+    batcher = Batcher(model, rows=2, compiled=compiled)
+    prompts = [[5, 6, 7], [9] * 20, [1]]
+    texts = finished(batcher, *(Job(p, 9, None, seed=3) for p in prompts))
+    assert texts == [list(generate(model, p, 9, seed=3)) for p in prompts]
+    batcher.close()
 
 
 def test_a_full_queue_refuses_and_then_takes_again(batcher):

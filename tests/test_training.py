@@ -16,14 +16,16 @@ from safetensors.torch import load_file
 
 from llama_course.safety import UserError
 from llama_course.training import bits_per_byte, can_compile, train
-from training_run import make
+from training_run import Run, make
 
 SCRIPT = Path(__file__).with_name("training_run.py")
 
 
 def start(folder, *changes):
-    command = [sys.executable, SCRIPT, folder, *changes]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if any("compile" in change for change in changes):  # the compiler begins threads and processes: from scratch
+        command = [sys.executable, SCRIPT, folder, *changes]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Run(folder, *changes)
 
 
 def finish(folder, *changes):

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from hypothesis import given, settings, strategies as st
 
 from llama_course import weights
 from llama_course.generation import generate
@@ -446,3 +447,56 @@ def test_the_rows_of_hugging_face_are_turned_once(tmp_path):
     stored = safetensors.torch.load_file(tmp_path / "m" / "model.safetensors")["model.layers.0.self_attn.k_proj.weight"]
     assert torch.equal(half_to_adjacent(stored, 2), model.layers[0].attention.wk.weight)
     assert hugging_face_settings(model.config).items() <= read_json(tmp_path / "m" / "config.json").items()
+
+
+# ---- SentencePiece's tokenizer in a GGUF file
+
+
+def write_tokenizer(path, source, **changes):
+    "A GGUF file with the pieces of a SentencePiece model, by the package gguf."
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    proto, w = ModelProto.FromString(Path(source).read_bytes()), gguf.GGUFWriter(str(path), "llama")
+    about = {"model": "llama", "list": [p.piece for p in proto.pieces], "scores": [p.score for p in proto.pieces],
+             "types": [p.type for p in proto.pieces], "bos": proto.trainer_spec.bos_id, "eos": proto.trainer_spec.eos_id,
+             "unk": proto.trainer_spec.unk_id, "prefix": proto.normalizer_spec.add_dummy_prefix} | changes
+    w.add_tokenizer_model(about["model"]), w.add_token_list(about["list"]), w.add_token_scores(about["scores"])
+    w.add_token_types(about["types"]), w.add_bos_token_id(about["bos"]), w.add_eos_token_id(about["eos"])
+    w.add_unk_token_id(about["unk"]), w.add_add_space_prefix(about["prefix"])
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+    return path
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["as ours", "with LLaMA's space before the text"])
+def pieces(request, tmp_path_factory):
+    "Our tokenizer, or one with the settings of the release; and the GGUF file of it."
+    import sentencepiece as spm
+    from llama_course.tokenizer import SETTINGS, Tokenizer
+    folder = tmp_path_factory.mktemp("pieces")
+    lines = ["To be, or not to be: that is the question 1234.", "    def f(x): return x + 1", "naïve café – ½ 日本"]
+    settings = SETTINGS | dict(add_dummy_prefix=request.param, vocab_size=340)
+    with open(folder / "tokenizer.model", "wb") as file:
+        spm.SentencePieceTrainer.train(sentence_iterator=iter(lines * 20), model_writer=file, **settings)
+    path = write_tokenizer(folder / "t.gguf", folder / "tokenizer.model")
+    return Tokenizer.load(folder / "tokenizer.model"), load_tokenizer(path), path
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(text=st.text() | st.text("Tobe, thqusinr1234 \n▁½日🦙:f()"))
+def test_pieces_of_a_gguf_file_are_sentencepieces(pieces, text):
+    ours, read, path = pieces
+    assert read.encode(text, bos=True, eos=True) == ours.encode(text, bos=True, eos=True)
+    assert read.decode(ours.encode(text)) == text
+
+
+def test_control_pieces_come_from_no_text(pieces):
+    ours, read, path = pieces
+    assert (read.bos_id, read.eos_id, read.vocab_size, read.path) == (ours.bos_id, ours.eos_id, ours.vocab_size, path)
+    assert not {read.bos_id, read.eos_id} & set(read.encode("<s>To be</s><unk>"))
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    (dict(scores=[0.0]), ["do not fit"]), (dict(types=[9] * 340), ["do not fit"]), (dict(bos=340), ["BOS"]),
+    (dict(model="t5"), ["'t5'"]), (dict(types=[1] * 340), ["t.gguf", "no SentencePiece model"])])
+def test_pieces_that_are_no_tokenizer_are_refused(pieces, tmp_path, changes, words):
+    source = pieces[2].parent / "tokenizer.model"
+    with refused(*words): load_tokenizer(write_tokenizer(tmp_path / "t.gguf", source, **changes))

@@ -1,7 +1,10 @@
-"One small run in its own process, for test_training: `python training_run.py FOLDER [key=value ...]`."
+"One small run in its own process, for test_training: `python training_run.py FOLDER [key=value ...]`, or `Run`."
 import hashlib
 import json
+import multiprocessing
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +43,8 @@ def fingerprint_of(model):
     return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 
 
-if __name__ == "__main__":
-    folder, *changes = sys.argv[1:]
+def run(folder, *changes):
+    "The run from its first line to its last: prints the weights' fingerprint, or ends as the command does."
     changes = {k: json.loads(v) for k, v in (c.split("=") for c in changes)}
     save_every = changes.pop("save_every", 0.0)
     model, shards, recipe = make(folder, **changes)
@@ -53,3 +56,36 @@ if __name__ == "__main__":
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.number)
     print(fingerprint_of(model))
+
+
+def told(out, err, *words):
+    "The run, with its two streams in files."
+    for stream, path in ((1, out), (2, err)): os.dup2(os.open(path, os.O_WRONLY), stream)
+    run(*words)
+
+
+class Run:
+    "The run in a new process, used as `subprocess.Popen` is: a fork of one that has PyTorch in memory and did nothing."
+
+    def __init__(self, folder, *changes):
+        context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+        if hasattr(os, "fork"): context.set_forkserver_preload(["llama_course.training"])
+        self.files = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]
+        self.process = context.Process(target=told, args=(*(file.name for file in self.files), str(folder), *changes))
+        self.process.start()
+
+    @property
+    def returncode(self): return self.process.exitcode
+
+    def poll(self): return self.process.exitcode
+
+    def send_signal(self, number):
+        if self.poll() is None: os.kill(self.process.pid, number)
+
+    def communicate(self, timeout=None):
+        self.process.join(timeout)
+        assert self.process.exitcode is not None, "it does not end"
+        return tuple(file.read() for file in self.files)
+
+
+if __name__ == "__main__": run(*sys.argv[1:])

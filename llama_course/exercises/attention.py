@@ -81,9 +81,8 @@ def _(seen):
     p = torch.randn(5, 12, generator=torch.Generator().manual_seed(4)).softmax(-1)
     return seen(p, torch.full((5, 12), 3.0)).value.abs().max() < 1e-5
 
-@softmax_backward.limit("largest_tensor", "one number a row is needed, not a matrix of S x S derivatives")
-def _(p, grad):
-    return p.numel()
+softmax_backward.limit("largest_tensor", "one number a row is needed, not a matrix of S x S derivatives",
+    lambda p, grad: p.numel())
 
 @softmax_backward.limit("flops", "no product of matrices is needed")
 def _(p, grad):
@@ -97,52 +96,31 @@ def _wide(p, grad, rule):
 
 def _total(t: Tensor, axis: int = -1) -> Tensor: return t.sum(axis, keepdim=True)
 
-@softmax_backward.mistake("only the diagonal", hint=1)
-def _(p, grad):
-    "p (1 - p) grad is what a score does to its own weight; it moves all the others too."
-    return _wide(p, grad, lambda p, g: p * (1 - p) * g)
-
-@softmax_backward.mistake("the sum is missing", hint=3)
-def _(p, grad):
-    "p * grad is the first half: subtract p times the sum of p * grad."
-    return _wide(p, grad, lambda p, g: p * g)
-
-@softmax_backward.mistake("a mean in place of the sum", hint=3)
-def _(p, grad):
-    "The weights already sum to one: the sum of p * grad is an average, dividing by S again is too much."
-    return _wide(p, grad, lambda p, g: p * (g - (p * g).mean(-1, keepdim=True)))
-
-@softmax_backward.mistake("the sum without weights", hint=3)
-def _(p, grad):
-    "The sum is over p * grad, not over grad."
-    return _wide(p, grad, lambda p, g: p * (g - _total(g)))
+softmax_backward.mistake("only the diagonal", 1,
+    "p (1 - p) grad is what a score does to its own weight; it moves all the others too.",
+    _wide, rule=lambda p, g: p * (1 - p) * g)
+softmax_backward.mistake("the sum is missing", 3,
+    "p * grad is the first half: subtract p times the sum of p * grad.", _wide, rule=lambda p, g: p * g)
+softmax_backward.mistake("a mean in place of the sum", 3,
+    "The weights already sum to one: the sum of p * grad is an average, dividing by S again is too much.",
+    _wide, rule=lambda p, g: p * (g - (p * g).mean(-1, keepdim=True)))
+softmax_backward.mistake("the sum without weights", 3,
+    "The sum is over p * grad, not over grad.", _wide, rule=lambda p, g: p * (g - _total(g)))
+softmax_backward.mistake("the weight outside is missing", 2,
+    "The bracket is right, but it is multiplied by p_j.", _wide, rule=lambda p, g: g - _total(p * g))
+softmax_backward.mistake("the sign is flipped", 3,
+    "It is grad minus the sum, not the sum minus grad.", _wide, rule=lambda p, g: p * (_total(p * g) - g))
 
 # %% ../../nbs/exercises/07_attention.ipynb #c013
-@softmax_backward.mistake("the weight outside is missing", hint=2)
-def _(p, grad):
-    "The bracket is right, but it is multiplied by p_j."
-    return _wide(p, grad, lambda p, g: g - _total(p * g))
-
-@softmax_backward.mistake("the sign is flipped", hint=3)
-def _(p, grad):
-    "It is grad minus the sum, not the sum minus grad."
-    return _wide(p, grad, lambda p, g: p * (_total(p * g) - g))
-
-# %% ../../nbs/exercises/07_attention.ipynb #c014
-@softmax_backward.mistake("softmax once more", hint=2)
-def _(p, grad):
-    "p is softmax's result already: no softmax is taken of it again."
-    return _wide(p, grad, lambda p, g: (lambda p: p * (g - _total(p * g)))(p.softmax(-1)))
-
-@softmax_backward.mistake("over the wrong axis", hint=3)
-def _(p, grad):
-    "The weights sum to one along the last axis; the sum runs along the same."
-    return _wide(p, grad, lambda p, g: p * (g - _total(p * g, 0)))
-
-@softmax_backward.mistake("the sum in 16 bits", hint=4)
-def _(p, grad):
-    "grad minus the sum is a small difference of large numbers: in 16 bits little of it is left."
-    return p * (grad - (p * grad).sum(-1, keepdim=True))
+softmax_backward.mistake("softmax once more", 2,
+    "p is softmax's result already: no softmax is taken of it again.",
+    _wide, rule=lambda p, g: (lambda p: p * (g - _total(p * g)))(p.softmax(-1)))
+softmax_backward.mistake("over the wrong axis", 3,
+    "The weights sum to one along the last axis; the sum runs along the same.",
+    _wide, rule=lambda p, g: p * (g - _total(p * g, 0)))
+softmax_backward.mistake("the sum in 16 bits", 4,
+    "grad minus the sum is a small difference of large numbers: in 16 bits little of it is left.",
+    lambda p, grad: p * (grad - (p * grad).sum(-1, keepdim=True)))
 
 @softmax_backward.mistake("the Jacobian as a matrix", hint=4)
 def _(p, grad):
@@ -152,7 +130,7 @@ def _(p, grad):
         return (jacobian * g[..., None]).sum(-2)
     return _wide(p, grad, rule)
 
-# %% ../../nbs/exercises/07_attention.ipynb #c017
+# %% ../../nbs/exercises/07_attention.ipynb #c016
 merge_attention = Exercise(
     "merge_attention", chapter="07_attention", kind="extend", factor=16.0,
     wrt=("out1", "lse1", "out2", "lse2"),
@@ -169,7 +147,7 @@ merge_attention = Exercise(
     ),
 )
 
-# %% ../../nbs/exercises/07_attention.ipynb #c018
+# %% ../../nbs/exercises/07_attention.ipynb #c017
 @merge_attention.cases
 def _(seed):
     random = torch.Generator().manual_seed(seed)
@@ -189,7 +167,7 @@ def _(out1, lse1, out2, lse2):
     shares = torch.stack((lse1, lse2)).softmax(0)[..., None]
     return shares[0] * out1 + shares[1] * out2, torch.stack((lse1, lse2)).logsumexp(0)
 
-# %% ../../nbs/exercises/07_attention.ipynb #c019
+# %% ../../nbs/exercises/07_attention.ipynb #c018
 @merge_attention.right
 def _(out1, lse1, out2, lse2):
     lse = torch.logaddexp(lse1, lse2)
@@ -210,7 +188,7 @@ def _(out1, lse1, out2, lse2):
     out = (sum1[..., None] * out1 + sum2[..., None] * out2) / total[..., None]
     return out, m + total.log()
 
-# %% ../../nbs/exercises/07_attention.ipynb #c021
+# %% ../../nbs/exercises/07_attention.ipynb #c020
 def _some_parts(seed: int, sizes=(3, 5, 4)):
     "The same queries over pieces of a text, and over all of it: pairs (out, lse)."
     random = torch.Generator().manual_seed(seed)
@@ -234,16 +212,13 @@ def _(seen):
     empty = torch.zeros_like(a[0]), torch.full_like(a[1], -torch.inf)
     return _near(seen(*a, *empty).value, a) and _near(seen(*empty, *a).value, a)
 
-# %% ../../nbs/exercises/07_attention.ipynb #c022
-@merge_attention.limit("largest_tensor", "the outputs are weighed where they are, without a copy of both")
-def _(out1, lse1, out2, lse2):
-    return out1.numel()
+# %% ../../nbs/exercises/07_attention.ipynb #c021
+merge_attention.limit("largest_tensor", "the outputs are weighed where they are, without a copy of both",
+    lambda out1, lse1, out2, lse2: out1.numel())
+merge_attention.limit("saved_bytes", "kept are numbers a query, and at most one tensor as large as out1",
+    lambda out1, lse1, out2, lse2: out1.nbytes + 16 * lse1.nbytes)
 
-@merge_attention.limit("saved_bytes", "kept are numbers a query, and at most one tensor as large as out1")
-def _(out1, lse1, out2, lse2):
-    return out1.nbytes + 16 * lse1.nbytes
-
-# %% ../../nbs/exercises/07_attention.ipynb #c024
+# %% ../../nbs/exercises/07_attention.ipynb #c023
 def _merged(out1, lse1, out2, lse2, shares=None, lse=None):
     "The right answer, with a place for each mistake."
     both = torch.logaddexp(lse1, lse2)
@@ -261,10 +236,8 @@ def _(out1, lse1, out2, lse2):
     "The shares are those of the sums, exp(lse), not of their logarithms."
     return _merged(out1, lse1, out2, lse2, (lse1 / (lse1 + lse2), lse2 / (lse1 + lse2)))
 
-@merge_attention.mistake("the shares exchanged", hint=2)
-def _(out1, lse1, out2, lse2):
-    "The first output goes with the share of the first sum."
-    return _merged(out2, lse1, out1, lse2)
+merge_attention.mistake("the shares exchanged", 2, "The first output goes with the share of the first sum.",
+    lambda out1, lse1, out2, lse2: _merged(out2, lse1, out1, lse2))
 
 @merge_attention.mistake("outputs taken for sums", hint=2)
 def _(out1, lse1, out2, lse2):
@@ -272,29 +245,25 @@ def _(out1, lse1, out2, lse2):
     m = torch.maximum(lse1, lse2)
     return _merged(out1, lse1, out2, lse2, ((lse1 - m).exp(), (lse2 - m).exp()))
 
-# %% ../../nbs/exercises/07_attention.ipynb #c025
+# %% ../../nbs/exercises/07_attention.ipynb #c024
 @merge_attention.mistake("exp without a maximum", hint=3)
 def _(out1, lse1, out2, lse2):
     "exp(1000) is infinite, and exp(-900) is zero: take out the larger log-sum-exp first."
     a, b = lse1.exp(), lse2.exp()
     return _merged(out1, lse1, out2, lse2, (a / (a + b), b / (a + b)), (a + b).log())
 
-@merge_attention.mistake("the larger log-sum-exp alone", hint=2)
-def _(out1, lse1, out2, lse2):
-    "The sum of both parts is larger than either: lse is not their maximum."
-    return _merged(out1, lse1, out2, lse2, lse=torch.maximum(lse1, lse2))
-
-@merge_attention.mistake("the logarithms added", hint=2)
-def _(out1, lse1, out2, lse2):
-    "Adding logarithms multiplies the sums; here the sums are added."
-    return _merged(out1, lse1, out2, lse2, lse=lse1 + lse2)
+merge_attention.mistake("the larger log-sum-exp alone", 2,
+    "The sum of both parts is larger than either: lse is not their maximum.",
+    lambda out1, lse1, out2, lse2: _merged(out1, lse1, out2, lse2, lse=torch.maximum(lse1, lse2)))
+merge_attention.mistake("the logarithms added", 2,
+    "Adding logarithms multiplies the sums; here the sums are added.",
+    lambda out1, lse1, out2, lse2: _merged(out1, lse1, out2, lse2, lse=lse1 + lse2))
 
 @merge_attention.mistake("the maximum is not put back", hint=3)
 def _(out1, lse1, out2, lse2):
     "log(exp(lse1 - m) + exp(lse2 - m)) still lacks the m that was taken out."
     return _merged(out1, lse1, out2, lse2, lse=torch.logaddexp(lse1, lse2) - torch.maximum(lse1, lse2))
 
-# %% ../../nbs/exercises/07_attention.ipynb #c026
 @merge_attention.mistake("the shares are cut off", hint=2)
 def _(out1, lse1, out2, lse2):
     "The shares depend on lse1 and lse2, and so do the gradients: no .detach()."
@@ -307,7 +276,7 @@ def _(out1, lse1, out2, lse2):
     shares = torch.stack((lse1, lse2)).softmax(0)[..., None]
     return (shares * torch.stack((out1, out2))).sum(0), torch.logaddexp(lse1, lse2)
 
-# %% ../../nbs/exercises/07_attention.ipynb #c029
+# %% ../../nbs/exercises/07_attention.ipynb #c027
 def visible_tiles(T: int, S: int, block: int) -> list:
     "Pairs (first query, first key) of the tiles that the causal mask leaves something of."
     corners = [(i, j) for i in range(0, T, block) for j in range(0, S, block)]
@@ -319,7 +288,7 @@ def tile_flops(q: Tensor, k: Tensor, block: int, products: int = 2) -> int:
     sizes = [(min(block, T - i), min(block, S - j)) for i, j in visible_tiles(T, S, block)]
     return 2 * products * Q * q[:, :, 0, 0].numel() * sum(n * m for n, m in sizes)
 
-# %% ../../nbs/exercises/07_attention.ipynb #c031
+# %% ../../nbs/exercises/07_attention.ipynb #c029
 tiled_attention = Exercise(
     "tiled_attention", chapter="07_attention", kind="extend", factor=32.0,
     points={"values": 3, "invariant": 2, "ledger": 5},
@@ -347,7 +316,7 @@ def _(seed):
 
 tiled_attention.reference(lambda q, k, v, block: causal_attention(q, k, v))
 
-# %% ../../nbs/exercises/07_attention.ipynb #c034
+# %% ../../nbs/exercises/07_attention.ipynb #c032
 @tiled_attention.invariant("a key that comes later than a query does not move its result")
 def _(seen):
     random = torch.Generator().manual_seed(6)
@@ -363,15 +332,12 @@ def _(seen):
     first, *others = (seen(q, k, v, block).value for block in (2, 100))
     return all(torch.allclose(first, other, atol=1e-5) for other in others)
 
-@tiled_attention.limit("largest_tensor", "nothing larger than a tile, queries or keys; no T x S matrix")
-def _(q, k, v, block):
-    return max(q.numel(), k.numel(), q[:, :, 0, 0].numel() * block * block)
+tiled_attention.limit("largest_tensor", "nothing larger than a tile, queries or keys; no T x S matrix",
+    lambda q, k, v, block: max(q.numel(), k.numel(), q[:, :, 0, 0].numel() * block * block))
+tiled_attention.limit("flops", "tiles that are wholly masked are not computed",
+    lambda q, k, v, block: tile_flops(q, k, block))
 
-@tiled_attention.limit("flops", "tiles that are wholly masked are not computed")
-def _(q, k, v, block):
-    return tile_flops(q, k, block)
-
-# %% ../../nbs/exercises/07_attention.ipynb #c035
+# %% ../../nbs/exercises/07_attention.ipynb #c033
 def _tile(q, k, v, first: int, start: int, masked: bool = True):
     "Attention of queries at `first`... over keys at `start`..., alone: output and log-sum-exp."
     scores = q @ k.mT * q.shape[-1] ** -0.5
@@ -396,7 +362,7 @@ def _walk(q, k, v, block, past=None, stop=None, masked=True, diagonal=True, wide
         outs.append(out)
     return torch.cat(outs, 2)
 
-# %% ../../nbs/exercises/07_attention.ipynb #c036
+# %% ../../nbs/exercises/07_attention.ipynb #c034
 tiled_attention.right(_walk)
 
 @tiled_attention.right
@@ -416,57 +382,37 @@ def _(q, k, v, block):
         out[:, :, i : i + block] = mean / total
     return out
 
-@tiled_attention.right
-def _(q, k, v, block):
-    return blockwise_attention(q, k, v, block)
+tiled_attention.right(blockwise_attention);
 
-# %% ../../nbs/exercises/07_attention.ipynb #c038
-@tiled_attention.mistake("the whole matrix", hint=4)
-def _(q, k, v, block):
-    "Right in value, but the T x S scores are made and stored at once: that is what the tiles are to avoid."
-    return causal_attention(q, k, v)
+# %% ../../nbs/exercises/07_attention.ipynb #c036
+tiled_attention.mistake("the whole matrix", 4,
+    "Right in value, but the T x S scores are made and stored at once: that is what the tiles are to avoid.",
+    lambda q, k, v, block: causal_attention(q, k, v))
+tiled_attention.mistake("masked tiles are computed", 3,
+    "Right in value, but the tiles above the diagonal are computed as well, to be multiplied by zero.",
+    _walk, stop=lambda i, T, S: S)
+tiled_attention.mistake("one tile too many in each row", 3,
+    "The tile after the diagonal is computed, too: its first key comes after the last query of the block.",
+    lambda q, k, v, block: _walk(q, k, v, block, stop=lambda i, T, S: S - T + i + 2 * block))
+tiled_attention.mistake("all keys at once", 4,
+    "Only the queries go in blocks: a strip of block x S scores grows with the text, a tile does not.",
+    _walk, wide=1000)
 
-@tiled_attention.mistake("masked tiles are computed", hint=3)
-def _(q, k, v, block):
-    "Right in value, but the tiles above the diagonal are computed as well, to be multiplied by zero."
-    return _walk(q, k, v, block, stop=lambda i, T, S: S)
+tiled_attention.mistake("positions counted from the first query", 2,
+    "The queries are the last T of S positions: query i stands at S - T + i, not at i.", _walk, past=0)
+tiled_attention.mistake("the diagonal is left out", 3,
+    "The tile on the diagonal is masked in part only: leaving it out takes each query its nearest keys.",
+    _walk, diagonal=False)
+tiled_attention.mistake("no mask on the diagonal", 3,
+    "Leaving tiles out is not enough: in the tile on the diagonal, half of the scores must be masked.",
+    _walk, masked=False)
 
-@tiled_attention.mistake("one tile too many in each row", hint=3)
-def _(q, k, v, block):
-    "The tile after the diagonal is computed, too: its first key comes after the last query of the block."
-    return _walk(q, k, v, block, stop=lambda i, T, S: S - T + i + 2 * block)
-
-@tiled_attention.mistake("all keys at once", hint=4)
-def _(q, k, v, block):
-    "Only the queries go in blocks: a strip of block x S scores grows with the text, a tile does not."
-    return _walk(q, k, v, block, wide=1000)
-
-# %% ../../nbs/exercises/07_attention.ipynb #c039
-@tiled_attention.mistake("positions counted from the first query", hint=2)
-def _(q, k, v, block):
-    "The queries are the last T of S positions: query i stands at S - T + i, not at i."
-    return _walk(q, k, v, block, past=0)
-
-@tiled_attention.mistake("the diagonal is left out", hint=3)
-def _(q, k, v, block):
-    "The tile on the diagonal is masked in part only: leaving it out takes each query its nearest keys."
-    return _walk(q, k, v, block, diagonal=False)
-
-@tiled_attention.mistake("no mask on the diagonal", hint=3)
-def _(q, k, v, block):
-    "Leaving tiles out is not enough: in the tile on the diagonal, half of the scores must be masked."
-    return _walk(q, k, v, block, masked=False)
-
-# %% ../../nbs/exercises/07_attention.ipynb #c040
-@tiled_attention.mistake("tiles are added, not merged", hint=1)
-def _(q, k, v, block):
-    "Each tile's output is an average of its own: merge it by the log-sum-exps, do not add."
-    return _walk(q, k, v, block, merge=lambda out, lse, o, l: (out + o, lse))
-
-@tiled_attention.mistake("only the last tile remains", hint=1)
-def _(q, k, v, block):
-    "Each tile overwrites what the tiles before it found."
-    return _walk(q, k, v, block, merge=lambda out, lse, o, l: (o, l))
+# %% ../../nbs/exercises/07_attention.ipynb #c037
+tiled_attention.mistake("tiles are added, not merged", 1,
+    "Each tile's output is an average of its own: merge it by the log-sum-exps, do not add.",
+    _walk, merge=lambda out, lse, o, l: (out + o, lse))
+tiled_attention.mistake("only the last tile remains", 1,
+    "Each tile overwrites what the tiles before it found.", _walk, merge=lambda out, lse, o, l: (o, l))
 
 @tiled_attention.mistake("the short block at the end is lost", hint=4)
 def _(q, k, v, block):
@@ -476,7 +422,7 @@ def _(q, k, v, block):
     past = k.shape[2] - q.shape[2]
     return torch.cat((_walk(q[:, :, :whole], k, v, block, past=past), rest), 2) if whole else rest
 
-# %% ../../nbs/exercises/07_attention.ipynb #c043
+# %% ../../nbs/exercises/07_attention.ipynb #c040
 lean_attention = Exercise(
     "lean_attention", chapter="07_attention", kind="diagnose", wrt=("v",), factor=64.0,
     points={"values": 2, "gradients": 1, "invariant": 2, "ledger": 5},
@@ -501,7 +447,7 @@ def _(seed):
 
 lean_attention.reference(lambda q, k, v, block: causal_attention(q, k, v))
 
-# %% ../../nbs/exercises/07_attention.ipynb #c045
+# %% ../../nbs/exercises/07_attention.ipynb #c042
 def _gradients(seen, q, k, v):
     "What the answer's gradients are, and what they should be, for a random gradient that arrives."
     arriving = torch.randn(q.shape, generator=torch.Generator().manual_seed(9))
@@ -521,24 +467,17 @@ def _(seen):
     pairs = zip(*_gradients(seen, q, k, v))
     return all((ours - truth).abs().max() < 1e-4 * truth.abs().max() for ours, truth in pairs)
 
-# %% ../../nbs/exercises/07_attention.ipynb #c046
-@lean_attention.limit("saved_bytes", "a number or two for each query is kept, and no weights")
-def _(q, k, v, block):
-    return 2 * q[..., 0].numel() * q.element_size()
+# %% ../../nbs/exercises/07_attention.ipynb #c043
+lean_attention.limit("saved_bytes", "a number or two for each query is kept, and no weights",
+    lambda q, k, v, block: 2 * q[..., 0].numel() * q.element_size())
+lean_attention.limit("largest_tensor", "nothing larger than a tile or the queries; no T x T matrix",
+    lambda q, k, v, block: max(q.numel(), q[:, :, 0, 0].numel() * block * block))
+lean_attention.limit("flops", "tiles that are wholly masked are not computed on the way there",
+    lambda q, k, v, block: tile_flops(q, k, block))
+lean_attention.limit("backward_flops", "nor on the way back: five products a visible tile",
+    lambda q, k, v, block: tile_flops(q, k, block, products=5))
 
-@lean_attention.limit("largest_tensor", "nothing larger than a tile or the queries; no T x T matrix")
-def _(q, k, v, block):
-    return max(q.numel(), q[:, :, 0, 0].numel() * block * block)
-
-@lean_attention.limit("flops", "tiles that are wholly masked are not computed on the way there")
-def _(q, k, v, block):
-    return tile_flops(q, k, block)
-
-@lean_attention.limit("backward_flops", "nor on the way back: five products a visible tile")
-def _(q, k, v, block):
-    return tile_flops(q, k, block, products=5)
-
-# %% ../../nbs/exercises/07_attention.ipynb #c047
+# %% ../../nbs/exercises/07_attention.ipynb #c044
 def _scores(q, k, i: int, j: int, block: int) -> Tensor:
     "The scores of a tile, masked; q and k whole."
     scores = q[:, :, i : i + block] @ k[:, :, j : j + block].mT * q.shape[-1] ** -0.5
@@ -567,7 +506,7 @@ class _Lean(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
-# %% ../../nbs/exercises/07_attention.ipynb #c048
+# %% ../../nbs/exercises/07_attention.ipynb #c045
 @staticmethod
 def _lean_backward(ctx, grad):
     "The gradients of q, k and v, tile by tile."
@@ -592,12 +531,10 @@ def _lean(*how):
     "The answer with these mistakes."
     return lambda q, k, v, block: _Lean.apply(q, k, v, block, how)
 
-# %% ../../nbs/exercises/07_attention.ipynb #c049
+# %% ../../nbs/exercises/07_attention.ipynb #c046
 lean_attention.right(_lean())
 
-@lean_attention.right
-def _(q, k, v, block):
-    return blockwise_attention(q, k, v, block)
+lean_attention.right(blockwise_attention)
 
 class _Merging(torch.autograd.Function):
     "The same with finished outputs that are merged."
@@ -621,59 +558,34 @@ class _Merging(torch.autograd.Function):
 
 lean_attention.right(lambda q, k, v, block: _Merging.apply(q, k, v, block))
 
-# %% ../../nbs/exercises/07_attention.ipynb #c051
-@lean_attention.mistake("the code as it was given", hint=1)
-def _(q, k, v, block):
-    "The output so far is not shrunk when the maximum climbs; and that is the first of four mistakes."
-    return _lean("output", "mean", "keep", "masked")(q, k, v, block)
+# %% ../../nbs/exercises/07_attention.ipynb #c048
+lean_attention.mistake("the code as it was given", 1,
+    "The output so far is not shrunk when the maximum climbs; and that is the first of four mistakes.",
+    _lean("output", "mean", "keep", "masked"))
+lean_attention.mistake("the sum is not shrunk", 1,
+    "When the maximum climbs, the sum so far shrinks by exp(old - new), as the output does.", _lean("sum"))
+lean_attention.mistake("the mean is missing", 2,
+    "The gradient of a score is p (g·v - g·o): the second term is missing.", _lean("mean"))
+lean_attention.mistake("the root of Q is missing on the way to q", 2,
+    "The scores were divided by the root of Q, so the gradient of q is, too.", _lean("scale"))
+lean_attention.mistake("the log-sum-exp without the maximum", 3,
+    "The logarithm of the sum alone is relative to the maximum: add the maximum before you keep it.",
+    _lean("lse"))
 
-@lean_attention.mistake("the sum is not shrunk", hint=1)
-def _(q, k, v, block):
-    "When the maximum climbs, the sum so far shrinks by exp(old - new), as the output does."
-    return _lean("sum")(q, k, v, block)
-
-@lean_attention.mistake("the mean is missing", hint=2)
-def _(q, k, v, block):
-    "The gradient of a score is p (g·v - g·o): the second term is missing."
-    return _lean("mean")(q, k, v, block)
-
-@lean_attention.mistake("the root of Q is missing on the way to q", hint=2)
-def _(q, k, v, block):
-    "The scores were divided by the root of Q, so the gradient of q is, too."
-    return _lean("scale")(q, k, v, block)
-
-@lean_attention.mistake("the log-sum-exp without the maximum", hint=3)
-def _(q, k, v, block):
-    "The logarithm of the sum alone is relative to the maximum: add the maximum before you keep it."
-    return _lean("lse")(q, k, v, block)
-
-# %% ../../nbs/exercises/07_attention.ipynb #c052
-@lean_attention.mistake("the weights of every tile are kept", hint=3)
-def _(q, k, v, block):
-    "Right in value, but ctx keeps the weights: it is the T x T matrix, in pieces."
-    return _lean("keep")(q, k, v, block)
-
-@lean_attention.mistake("masked tiles are computed", hint=4)
-def _(q, k, v, block):
-    "Right in value, but tiles above the diagonal are computed: every key in them comes too late."
-    return _lean("masked")(q, k, v, block)
-
-@lean_attention.mistake("masked tiles on the way back", hint=4)
-def _(q, k, v, block):
-    "The forward pass leaves the masked tiles out, the backward pass still computes them."
-    return _lean("back")(q, k, v, block)
-
-@lean_attention.mistake("the whole matrix", hint=3)
-def _(q, k, v, block):
-    "Right in value, but autograd stores the T x T weights: a backward pass of your own need not."
-    return causal_attention(q, k, v)
-
-@lean_attention.mistake("the whole matrix, made twice", hint=3)
-def _(q, k, v, block):
-    "Checkpointing keeps nothing, but makes the T x T matrix, and makes it again on the way back."
-    return checkpoint(causal_attention, q, k, v, use_reentrant=False)
-
-@lean_attention.mistake("autograd through the tiles", hint=3)
-def _(q, k, v, block):
-    "The forward pass goes by tiles, but autograd keeps all of them: write the backward pass yourself."
-    return _walk(q, k, v, block)
+# %% ../../nbs/exercises/07_attention.ipynb #c049
+lean_attention.mistake("the weights of every tile are kept", 3,
+    "Right in value, but ctx keeps the weights: it is the T x T matrix, in pieces.", _lean("keep"))
+lean_attention.mistake("masked tiles are computed", 4,
+    "Right in value, but tiles above the diagonal are computed: every key in them comes too late.",
+    _lean("masked"))
+lean_attention.mistake("masked tiles on the way back", 4,
+    "The forward pass leaves the masked tiles out, the backward pass still computes them.", _lean("back"))
+lean_attention.mistake("the whole matrix", 3,
+    "Right in value, but autograd stores the T x T weights: a backward pass of your own need not.",
+    lambda q, k, v, block: causal_attention(q, k, v))
+lean_attention.mistake("the whole matrix, made twice", 3,
+    "Checkpointing keeps nothing, but makes the T x T matrix, and makes it again on the way back.",
+    lambda q, k, v, block: checkpoint(causal_attention, q, k, v, use_reentrant=False))
+lean_attention.mistake("autograd through the tiles", 3,
+    "The forward pass goes by tiles, but autograd keeps all of them: write the backward pass yourself.",
+    _walk)

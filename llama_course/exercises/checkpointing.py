@@ -50,8 +50,7 @@ lean_swiglu.cases(gate_cases)
 def gated(a, b): return F.silu(a) * b
 
 # %% ../../nbs/exercises/09_checkpointing.ipynb #c007
-@lean_swiglu.limit("saved_bytes", "a and b exist anyway; nothing else is needed")
-def _(a, b): return 0
+lean_swiglu.limit("saved_bytes", "a and b exist anyway; nothing else is needed", lambda a, b: 0)
 
 @lean_swiglu.invariant("silu(a) - silu(-a) = a, so the difference of two gates is a b")
 def _(seen):
@@ -98,61 +97,38 @@ class _Again(torch.autograd.Function):
 lean_swiglu.right(_Again.apply);
 
 # %% ../../nbs/exercises/09_checkpointing.ipynb #c010
-@lean_swiglu.mistake("autograd keeps silu(a)", hint=1)
-def _(a, b):
-    "F.silu(a) * b is right, but the product keeps silu(a): write the backward function yourself."
-    return gated(a, b)
-
-@lean_swiglu.mistake("written out, it keeps even more", hint=1)
-def _(a, b):
-    "a * sigmoid(a) * b keeps the sigmoid and a * sigmoid(a), one for each product."
-    return a * torch.sigmoid(a) * b
-
-@lean_swiglu.mistake("copies hidden on ctx", hint=3)
-def _(a, b):
-    "An attribute of ctx keeps a tensor alive, whether save_for_backward knows of it or not."
-    return _own_backward(_right, keep=lambda ctx, a, b: (a.float().sigmoid(), F.silu(a.float())))(a, b)
-
-@lean_swiglu.mistake("the derivative of the sigmoid", hint=2)
-def _(a, b):
-    "s (1 - s) is the derivative of sigmoid(a); silu(a) is a times that, and needs the product rule."
-    return _own_backward(lambda g, a, b, s: (g * b * s * (1 - s), g * a * s))(a, b)
-
-@lean_swiglu.mistake("half of the product rule", hint=2)
-def _(a, b):
-    "In a * sigmoid(a) both factors depend on a: the second term is missing."
-    return _own_backward(lambda g, a, b, s: (g * b * s, g * a * s))(a, b)
+lean_swiglu.mistake("autograd keeps silu(a)", 1,
+    "F.silu(a) * b is right, but the product keeps silu(a): write the backward function yourself.", gated)
+lean_swiglu.mistake("written out, it keeps even more", 1,
+    "a * sigmoid(a) * b keeps the sigmoid and a * sigmoid(a), one for each product.",
+    lambda a, b: a * torch.sigmoid(a) * b)
+lean_swiglu.mistake("copies hidden on ctx", 3,
+    "An attribute of ctx keeps a tensor alive, whether save_for_backward knows of it or not.",
+    _own_backward(_right, keep=lambda ctx, a, b: (a.float().sigmoid(), F.silu(a.float()))))
+lean_swiglu.mistake("the derivative of the sigmoid", 2,
+    "s (1 - s) is the derivative of sigmoid(a); silu(a) is a times that, and needs the product rule.",
+    _own_backward(lambda g, a, b, s: (g * b * s * (1 - s), g * a * s)))
+lean_swiglu.mistake("half of the product rule", 2,
+    "In a * sigmoid(a) both factors depend on a: the second term is missing.",
+    _own_backward(lambda g, a, b, s: (g * b * s, g * a * s)))
 
 # %% ../../nbs/exercises/09_checkpointing.ipynb #c011
-@lean_swiglu.mistake("b is missing in the gradient of a", hint=2)
-def _(a, b):
-    "u = silu(a) b: the derivative by a still has the factor b."
-    return _own_backward(lambda g, a, b, s: (g * s * (1 + a * (1 - s)), g * a * s))(a, b)
-
-@lean_swiglu.mistake("the gradient of b is the sigmoid", hint=2)
-def _(a, b):
-    "The derivative of u by b is silu(a) = a sigmoid(a), not the sigmoid alone."
-    return _own_backward(lambda g, a, b, s: (_right(g, a, b, s)[0], g * s))(a, b)
-
-@lean_swiglu.mistake("the gradients change places", hint=2)
-def _(a, b):
-    "backward returns the gradients in the order of forward's arguments: a first, then b."
-    return _own_backward(lambda g, a, b, s: _right(g, a, b, s)[::-1])(a, b)
-
-@lean_swiglu.mistake("the gate and the value change places", hint=1)
-def _(a, b):
-    "The silu is taken of a, the first argument."
-    return gated(b, a)
-
-@lean_swiglu.mistake("a sigmoid for a gate", hint=1)
-def _(a, b):
-    "That is the GLU of 2016: sigmoid(a) b. SwiGLU's gate is a sigmoid(a)."
-    return torch.sigmoid(a) * b
-
-@lean_swiglu.mistake("the result stays float32", hint=3)
-def _(a, b):
-    "The result must have the dtype of a and b."
-    return gated(a.to(torch.promote_types(a.dtype, torch.float32)), b)
+lean_swiglu.mistake("b is missing in the gradient of a", 2,
+    "u = silu(a) b: the derivative by a still has the factor b.",
+    _own_backward(lambda g, a, b, s: (g * s * (1 + a * (1 - s)), g * a * s)))
+lean_swiglu.mistake("the gradient of b is the sigmoid", 2,
+    "The derivative of u by b is silu(a) = a sigmoid(a), not the sigmoid alone.",
+    _own_backward(lambda g, a, b, s: (_right(g, a, b, s)[0], g * s)))
+lean_swiglu.mistake("the gradients change places", 2,
+    "backward returns the gradients in the order of forward's arguments: a first, then b.",
+    _own_backward(lambda g, a, b, s: _right(g, a, b, s)[::-1]))
+lean_swiglu.mistake("the gate and the value change places", 1,
+    "The silu is taken of a, the first argument.", lambda a, b: gated(b, a))
+lean_swiglu.mistake("a sigmoid for a gate", 1,
+    "That is the GLU of 2016: sigmoid(a) b. SwiGLU's gate is a sigmoid(a).",
+    lambda a, b: torch.sigmoid(a) * b)
+lean_swiglu.mistake("the result stays float32", 3, "The result must have the dtype of a and b.",
+    lambda a, b: gated(a.to(torch.promote_types(a.dtype, torch.float32)), b))
 
 # %% ../../nbs/exercises/09_checkpointing.ipynb #c014
 def network(x, w_in, gain, w_out, checkpointed):  # (T, D), (D, F), (F,), (F, D)
@@ -211,54 +187,39 @@ def _(T, D, F, width, checkpointed):
 kept_bytes.right(counted);
 
 # %% ../../nbs/exercises/09_checkpointing.ipynb #c017
-@kept_bytes.mistake("elements instead of bytes", hint=3)
-def _(T, D, F, width, checkpointed):
-    "An element has `width` bytes."
-    return T * ((1 if checkpointed else 3) * F + D)
-
-@kept_bytes.mistake("always four bytes", hint=3)
-def _(T, D, F, width, checkpointed):
-    "In 16 bits an element has two bytes, not four."
-    return 4 * T * ((1 if checkpointed else 3) * F + D)
+kept_bytes.mistake("elements instead of bytes", 3, "An element has `width` bytes.",
+    lambda T, D, F, width, checkpointed: T * ((1 if checkpointed else 3) * F + D))
+kept_bytes.mistake("always four bytes", 3, "In 16 bits an element has two bytes, not four.",
+    lambda T, D, F, width, checkpointed: 4 * T * ((1 if checkpointed else 3) * F + D))
 
 @kept_bytes.mistake("the arguments are counted", hint=2)
 def _(T, D, F, width, checkpointed):
     "x and the weights exist anyway, with or without a backward pass."
     return width * (T * ((1 if checkpointed else 3) * F + D) + T * D + 2 * D * F + F)
 
-@kept_bytes.mistake("the result is counted", hint=2)
-def _(T, D, F, width, checkpointed):
-    "The result of the last addition is not needed on the way back, and exists anyway."
-    return width * T * ((1 if checkpointed else 3) * F + 2 * D)
+kept_bytes.mistake("the result is counted", 2,
+    "The result of the last addition is not needed on the way back, and exists anyway.",
+    lambda T, D, F, width, checkpointed: width * T * ((1 if checkpointed else 3) * F + 2 * D))
+
+kept_bytes.mistake("the relu is forgotten", 2,
+    "The relu keeps its result, which is not the final one: x is added to it.",
+    lambda T, D, F, width, checkpointed: width * T * (1 if checkpointed else 3) * F)
+kept_bytes.mistake("each tensor once for input and output", 1,
+    "gelu keeps its argument, and the product with gain keeps gelu's result: two different tensors.",
+    lambda T, D, F, width, checkpointed: width * T * ((1 if checkpointed else 2) * F + D))
+kept_bytes.mistake("the weights are taken for constants", 1,
+    "gain and w_out are learned: the gradient of each needs the other factor of its product.",
+    lambda T, D, F, width, checkpointed: width * T * (F + D))
 
 # %% ../../nbs/exercises/09_checkpointing.ipynb #c018
-@kept_bytes.mistake("the relu is forgotten", hint=2)
-def _(T, D, F, width, checkpointed):
-    "The relu keeps its result, which is not the final one: x is added to it."
-    return width * T * (1 if checkpointed else 3) * F
+kept_bytes.mistake("the checkpoint changes nothing", 4,
+    "What is made inside the checkpoint is dropped, and computed again on the way back.",
+    lambda T, D, F, width, checkpointed: width * T * (3 * F + D) if checkpointed else width * T * (3 * F + D))
+kept_bytes.mistake("the checkpoint keeps its input and nothing follows", 4,
+    "What comes out of the checkpoint is an argument of the product with w_out, which keeps it.",
+    lambda T, D, F, width, checkpointed: width * T * ((0 if checkpointed else 3) * F + D))
 
-@kept_bytes.mistake("each tensor once for input and output", hint=1)
-def _(T, D, F, width, checkpointed):
-    "gelu keeps its argument, and the product with gain keeps gelu's result: two different tensors."
-    return width * T * ((1 if checkpointed else 2) * F + D)
-
-@kept_bytes.mistake("the weights are taken for constants", hint=1)
-def _(T, D, F, width, checkpointed):
-    "gain and w_out are learned: the gradient of each needs the other factor of its product."
-    return width * T * (F + D)
-
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c019
-@kept_bytes.mistake("the checkpoint changes nothing", hint=4)
-def _(T, D, F, width, checkpointed):
-    "What is made inside the checkpoint is dropped, and computed again on the way back."
-    return width * T * (3 * F + D) if checkpointed else width * T * (3 * F + D)
-
-@kept_bytes.mistake("the checkpoint keeps its input and nothing follows", hint=4)
-def _(T, D, F, width, checkpointed):
-    "What comes out of the checkpoint is an argument of the product with w_out, which keeps it."
-    return width * T * ((0 if checkpointed else 3) * F + D)
-
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c022
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c021
 def budget_cases(seed: int):
     "Arguments (x, four matrices, budget in bytes): no rule of thumb is best in all three."
     random = torch.Generator().manual_seed(seed)
@@ -285,7 +246,7 @@ def run_keeping(x, matrices, keep):
     contexts = functools.partial(create_selective_checkpoint_contexts, policy)
     return checkpoint(chain, x, *matrices, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c023
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c022
 within_budget = Exercise(
     "within_budget", chapter="09_checkpointing", kind="extend", wrt=("x", "w1", "w2", "w3", "w4"),
     factor=2000.0,  # four products deep, and sums in which much cancels
@@ -304,7 +265,7 @@ within_budget = Exercise(
 )
 within_budget.cases(budget_cases)
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c024
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c023
 @within_budget.reference
 def whole_chain(x, w1, w2, w3, w4, budget): return chain(x, w1, w2, w3, w4)
 
@@ -320,9 +281,8 @@ def _best(sizes, costs, budget) -> tuple:
     fitting = (keep for keep in choices if picked(sizes, keep, True) <= budget)
     return min(fitting, key=lambda keep: picked(costs, keep, False))
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c025
-@within_budget.limit("saved_bytes", "that is the budget")
-def _(x, w1, w2, w3, w4, budget): return budget
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c024
+within_budget.limit("saved_bytes", "that is the budget", lambda x, w1, w2, w3, w4, budget: budget)
 
 @within_budget.limit("backward_flops", "the best choice that fits needs no more")
 def _(x, *rest):
@@ -348,7 +308,7 @@ def _(x, *rest):
     kept = max(best.values())[1]
     return run_keeping(x, matrices, [i in kept for i in range(len(matrices))])
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c027
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c026
 def _by_rule(order):
     "An answer that keeps what fits, in the order of a rule: order(sizes, costs) -> key of product i."
     def answer(x, *rest):
@@ -360,47 +320,31 @@ def _by_rule(order):
         return run_keeping(x, matrices, keep)
     return answer
 
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c027
+within_budget.mistake("plain autograd", 1, "Without a policy everything is kept, the gelu's results as well.",
+    lambda x, w1, w2, w3, w4, budget: chain(x, w1, w2, w3, w4))
+within_budget.mistake("every product is kept", 1,
+    "All products together are more than the budget: some have to be computed again.",
+    lambda x, w1, w2, w3, w4, budget: run_keeping(x, (w1, w2, w3, w4), [True] * 4))
+within_budget.mistake("no product is kept", 1,
+    "That fits any budget, and computes everything again: use the room that there is.",
+    lambda x, w1, w2, w3, w4, budget: run_keeping(x, (w1, w2, w3, w4), [False] * 4))
+within_budget.mistake("the first ones, as far as they fit", 2,
+    "The order in which products are made says nothing about what they cost.",
+    _by_rule(lambda sizes, costs: lambda i: i))
+within_budget.mistake("the last ones, as far as they fit", 2,
+    "The last ones are needed first on the way back, but that makes them no dearer.",
+    _by_rule(lambda sizes, costs: lambda i: -i))
+
 # %% ../../nbs/exercises/09_checkpointing.ipynb #c028
-@within_budget.mistake("plain autograd", hint=1)
-def _(x, w1, w2, w3, w4, budget):
-    "Without a policy everything is kept, the gelu's results as well."
-    return chain(x, w1, w2, w3, w4)
-
-@within_budget.mistake("every product is kept", hint=1)
-def _(x, w1, w2, w3, w4, budget):
-    "All products together are more than the budget: some have to be computed again."
-    return run_keeping(x, (w1, w2, w3, w4), [True] * 4)
-
-@within_budget.mistake("no product is kept", hint=1)
-def _(x, w1, w2, w3, w4, budget):
-    "That fits any budget, and computes everything again: use the room that there is."
-    return run_keeping(x, (w1, w2, w3, w4), [False] * 4)
-
-@within_budget.mistake("the first ones, as far as they fit", hint=2)
-def _(x, w1, w2, w3, w4, budget):
-    "The order in which products are made says nothing about what they cost."
-    return _by_rule(lambda sizes, costs: lambda i: i)(x, w1, w2, w3, w4, budget)
-
-@within_budget.mistake("the last ones, as far as they fit", hint=2)
-def _(x, w1, w2, w3, w4, budget):
-    "The last ones are needed first on the way back, but that makes them no dearer."
-    return _by_rule(lambda sizes, costs: lambda i: -i)(x, w1, w2, w3, w4, budget)
-
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c029
-@within_budget.mistake("the smallest first", hint=2)
-def _(x, w1, w2, w3, w4, budget):
-    "Many small products fit, but they may be the cheap ones."
-    return _by_rule(lambda sizes, costs: sizes.__getitem__)(x, w1, w2, w3, w4, budget)
-
-@within_budget.mistake("the dearest first", hint=2)
-def _(x, w1, w2, w3, w4, budget):
-    "The dearest product may take the room of two that are dearer together."
-    return _by_rule(lambda sizes, costs: lambda i: -costs[i])(x, w1, w2, w3, w4, budget)
-
-@within_budget.mistake("most FLOPs a byte first", hint=2)
-def _(x, w1, w2, w3, w4, budget):
-    "The best rule of thumb, and still none: it may leave room that is worth more than its last choice."
-    return _by_rule(lambda sizes, costs: lambda i: -costs[i] / sizes[i])(x, w1, w2, w3, w4, budget)
+within_budget.mistake("the smallest first", 2, "Many small products fit, but they may be the cheap ones.",
+    _by_rule(lambda sizes, costs: sizes.__getitem__))
+within_budget.mistake("the dearest first", 2,
+    "The dearest product may take the room of two that are dearer together.",
+    _by_rule(lambda sizes, costs: lambda i: -costs[i]))
+within_budget.mistake("most FLOPs a byte first", 2,
+    "The best rule of thumb, and still none: it may leave room that is worth more than its last choice.",
+    _by_rule(lambda sizes, costs: lambda i: -costs[i] / sizes[i]))
 
 @within_budget.mistake("the last product is never kept", hint=3)
 def _(x, w1, w2, w3, w4, budget):
@@ -408,12 +352,11 @@ def _(x, w1, w2, w3, w4, budget):
     sizes, costs = _sizes(x, (w1, w2, w3, w4))
     return run_keeping(x, (w1, w2, w3, w4), (*_best(sizes[:3], costs[:3], budget), False))
 
-@within_budget.mistake("cut off from the weights", hint=1)
-def _(x, w1, w2, w3, w4, budget):
-    "The products must be run with gradients on, also those that are kept."
-    return run_keeping(x, [w.detach() for w in (w1, w2, w3, w4)], [True] * 4)
+within_budget.mistake("cut off from the weights", 1,
+    "The products must be run with gradients on, also those that are kept.",
+    lambda x, w1, w2, w3, w4, budget: run_keeping(x, [w.detach() for w in (w1, w2, w3, w4)], [True] * 4))
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c032
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c031
 def stack_block(x, w, v):  # (T, D), (D, F), (F, D)
     "x, and what a normalized two-matrix network adds to it."
     return x + F.gelu(F.layer_norm(x, x.shape[-1:]) @ w) @ v
@@ -439,7 +382,7 @@ frugal_stack = Exercise(
     ),
 )
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c033
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c032
 @frugal_stack.cases
 def _(seed):
     random = torch.Generator().manual_seed(seed)
@@ -457,15 +400,13 @@ def plain_stack(x, w, v):
         sizes.append(size_of(x))
     return x, torch.stack(sizes)
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c034
-@frugal_stack.limit("saved_bytes", "the inputs of the second and the third block are enough")
-def _(x, w, v): return 2 * x.nbytes
-
-@frugal_stack.limit("flops", "on the way there each block is computed once")
-def _(x, w, v): return 2 * 2 * x.shape[0] * w.numel()
-
-@frugal_stack.limit("backward_flops", "each block is computed again once, not more")
-def _(x, w, v): return 3 * 2 * 2 * x.shape[0] * w.numel()
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c033
+frugal_stack.limit("saved_bytes", "the inputs of the second and the third block are enough",
+    lambda x, w, v: 2 * x.nbytes)
+frugal_stack.limit("flops", "on the way there each block is computed once",
+    lambda x, w, v: 2 * 2 * x.shape[0] * w.numel())
+frugal_stack.limit("backward_flops", "each block is computed again once, not more",
+    lambda x, w, v: 3 * 2 * 2 * x.shape[0] * w.numel())
 
 _once = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
@@ -479,7 +420,7 @@ def _stack(step, size=size_of):
         return x, torch.stack(sizes)
     return answer
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c035
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c034
 frugal_stack.right(_stack(lambda i, x, w, v: _once(stack_block, x, w, v)))
 
 @frugal_stack.right
@@ -494,11 +435,9 @@ def _(x, w, v):
     with torch.no_grad(): sizes = [(x * x).mean() ** 0.5 for x in stream[1:]]
     return stream[-1], torch.stack(sizes)
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c037
-@frugal_stack.mistake("no checkpoint", hint=3)
-def _(x, w, v):
-    "Plain calls keep everything: each block belongs into a checkpoint."
-    return plain_stack(x, w, v)
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c036
+frugal_stack.mistake("no checkpoint", 3,
+    "Plain calls keep everything: each block belongs into a checkpoint.", plain_stack)
 
 @frugal_stack.mistake("the hidden layer is computed before the checkpoint", hint=1)
 def _(x, w, v):
@@ -514,17 +453,14 @@ def _(x, w, v):
     inner = lambda n, w, v: F.gelu(n @ w) @ v
     return _stack(lambda i, x, w, v: x + _once(inner, F.layer_norm(x, x.shape[-1:]), w, v))(x, w, v)
 
-@frugal_stack.mistake("only the first block is checkpointed", hint=2)
-def _(x, w, v):
-    "The second and the third block keep everything; each of them belongs into a checkpoint of its own."
-    return _stack(lambda i, x, w, v: stack_block(x, w, v) if i else _once(stack_block, x, w, v))(x, w, v)
+frugal_stack.mistake("only the first block is checkpointed", 2,
+    "The second and the third block keep everything; each of them belongs into a checkpoint of its own.",
+    _stack(lambda i, x, w, v: stack_block(x, w, v) if i else _once(stack_block, x, w, v)))
+frugal_stack.mistake("the sizes keep their graph", 3,
+    "The sizes are for a plot: detached, or their graph is kept, and a gradient runs through it.",
+    _stack(lambda i, x, w, v: _once(stack_block, x, w, v), lambda x: x.square().mean().sqrt()))
 
-@frugal_stack.mistake("the sizes keep their graph", hint=3)
-def _(x, w, v):
-    "The sizes are for a plot: detached, or their graph is kept, and a gradient runs through it."
-    return _stack(lambda i, x, w, v: _once(stack_block, x, w, v), lambda x: x.square().mean().sqrt())(x, w, v)
-
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c038
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c037
 _NOTES = []
 
 @frugal_stack.mistake("copies for the plot in a list", hint=2)
@@ -549,7 +485,7 @@ def _(x, w, v):
         return x + added + 0 * (w.sum() + v.sum())
     return _stack(step)(x, w, v)
 
-# %% ../../nbs/exercises/09_checkpointing.ipynb #c039
+# %% ../../nbs/exercises/09_checkpointing.ipynb #c038
 @frugal_stack.mistake("the sizes before the blocks", hint=2)
 def _(x, w, v):
     "The size is that of the stream after each block, not before."

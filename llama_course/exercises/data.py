@@ -109,30 +109,20 @@ def _(seen):
     return seen(pages).value == [["  Zoë says: “2 teas”."], ["No. 10"]]
 
 # %% ../../nbs/exercises/02_data.ipynb #c013
-@unseen_paragraphs.mistake("lines compared as they are", hint=1)
-def _(pages):
-    "Without normalizing, a year or a comma makes a line new."
-    return _unseen(pages, str.strip)
-
-@unseen_paragraphs.mistake("the normalized lines come back", hint=1)
-def _(pages):
-    "The normalized form is for comparing only; the text that is kept must be as it was."
-    return [[_folded(line) for line in page] for page in _unseen(pages, _folded)]
-
-@unseen_paragraphs.mistake("only ASCII punctuation", hint=2)
-def _(pages):
-    "string.punctuation lacks typographic quotes, dashes and the marks of other scripts."
-    return _unseen(pages, lambda line: _folded(line, keep=lambda c: c not in string.punctuation))
-
-@unseen_paragraphs.mistake("digits are removed", hint=2)
-def _(pages):
-    "Each digit becomes a 0 and stays a character: without it, \"the year\" equals \"the year 1999\"."
-    return _unseen(pages, lambda line: _folded(line, digit=lambda c: ""))
-
-@unseen_paragraphs.mistake("a number becomes one 0", hint=2)
-def _(pages):
-    "Each digit becomes a 0, so numbers keep their length: 7 and 999 are not the same."
-    return _unseen(pages, lambda line: re.sub("0+", "0", _folded(line)))
+unseen_paragraphs.mistake("lines compared as they are", 1,
+    "Without normalizing, a year or a comma makes a line new.", _unseen, fold=str.strip)
+unseen_paragraphs.mistake("the normalized lines come back", 1,
+    "The normalized form is for comparing only; the text that is kept must be as it was.",
+    lambda pages: [[_folded(line) for line in page] for page in _unseen(pages, _folded)])
+unseen_paragraphs.mistake("only ASCII punctuation", 2,
+    "string.punctuation lacks typographic quotes, dashes and the marks of other scripts.",
+    _unseen, fold=lambda line: _folded(line, keep=lambda c: c not in string.punctuation))
+unseen_paragraphs.mistake("digits are removed", 2,
+    "Each digit becomes a 0 and stays a character: without it, \"the year\" equals \"the year 1999\".",
+    _unseen, fold=lambda line: _folded(line, digit=lambda c: ""))
+unseen_paragraphs.mistake("a number becomes one 0", 2,
+    "Each digit becomes a 0, so numbers keep their length: 7 and 999 are not the same.",
+    _unseen, fold=lambda line: re.sub("0+", "0", _folded(line)))
 
 @unseen_paragraphs.mistake("capital letters matter", hint=2)
 def _(pages):
@@ -149,15 +139,12 @@ def _(pages):
         return "".join("0" if c.isdecimal() else c for c in kept).strip()
     return _unseen(pages, fold)
 
-@unseen_paragraphs.mistake("letters outside ASCII are dropped", hint=3)
-def _(pages):
-    "Encoding to ASCII drops accents, and with them every Russian, Greek and Chinese letter."
-    return _unseen(pages, lambda line: _folded(line).encode("ascii", "ignore").decode().strip())
-
-@unseen_paragraphs.mistake("each page starts afresh", hint=1)
-def _(pages):
-    "The set must outlive the page: most duplicates stand on other pages."
-    return [_unseen([page], _folded)[0] for page in pages]
+unseen_paragraphs.mistake("letters outside ASCII are dropped", 3,
+    "Encoding to ASCII drops accents, and with them every Russian, Greek and Chinese letter.",
+    _unseen, fold=lambda line: _folded(line).encode("ascii", "ignore").decode().strip())
+unseen_paragraphs.mistake("each page starts afresh", 1,
+    "The set must outlive the page: most duplicates stand on other pages.",
+    lambda pages: [_unseen([page], _folded)[0] for page in pages])
 
 # %% ../../nbs/exercises/02_data.ipynb #c015
 @unseen_paragraphs.mistake("repetitions on one page stay", hint=1)
@@ -190,10 +177,9 @@ def _(pages):
         result.append(lines)
     return result
 
-@unseen_paragraphs.mistake("empty pages vanish", hint=4)
-def _(pages):
-    "There must be one list for each page, or nobody knows which list belongs to which page."
-    return [lines for lines in _unseen(pages, _folded) if lines]
+unseen_paragraphs.mistake("empty pages vanish", 4,
+    "There must be one list for each page, or nobody knows which list belongs to which page.",
+    lambda pages: [lines for lines in _unseen(pages, _folded) if lines])
 
 # %% ../../nbs/exercises/02_data.ipynb #c019
 capped_shares = Exercise(

@@ -101,15 +101,10 @@ def _(flops, A, B, alpha, beta):
     N = math.sqrt(flops / 120)
     return N, 20 * N
 
-@compute_optimal.mistake("the six is forgotten", hint=1)
-def _(flops, A, B, alpha, beta):
-    "Training costs 6 operations for each parameter and token, not one."
-    return _closed(flops, A, B, alpha, beta, six=1.0)
-
-@compute_optimal.mistake("two operations instead of six", hint=1)
-def _(flops, A, B, alpha, beta):
-    "2 N D is the forward pass; with the backward pass it is 6 N D."
-    return _closed(flops, A, B, alpha, beta, six=2.0)
+compute_optimal.mistake("the six is forgotten", 1,
+    "Training costs 6 operations for each parameter and token, not one.", _closed, six=1.0)
+compute_optimal.mistake("two operations instead of six", 1,
+    "2 N D is the forward pass; with the backward pass it is 6 N D.", _closed, six=2.0)
 
 @compute_optimal.mistake("the exponents exchanged", hint=3)
 def _(flops, A, B, alpha, beta):
@@ -137,10 +132,8 @@ def _(flops, A, B, alpha, beta):
     N = (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * (flops / 6) ** 0.5
     return N, flops / 6 / N
 
-@compute_optimal.mistake("tokens first", hint=1)
-def _(flops, A, B, alpha, beta):
-    "The result is (N, D), the size first."
-    return _closed(flops, A, B, alpha, beta)[::-1]
+compute_optimal.mistake("tokens first", 1, "The result is (N, D), the size first.",
+    lambda flops, A, B, alpha, beta: _closed(flops, A, B, alpha, beta)[::-1])
 
 # %% ../../nbs/exercises/01_economics.ipynb #c016
 cheapest_life = Exercise(
@@ -207,43 +200,28 @@ def _(seen):
     return math.isclose(N, n, rel_tol=1e-4) and abs(loss_of(n, d, *_LAW) - 1.95) < 1e-5
 
 # %% ../../nbs/exercises/01_economics.ipynb #c021
-@cheapest_life.mistake("serving is left out", hint=2)
-def _(loss, served, price, *law):
-    "That is the model that is cheapest to train; it is the right one only if nobody uses it."
-    return life(loss, 0.0, price, *law)
+cheapest_life.mistake("serving is left out", 2,
+    "That is the model that is cheapest to train; it is the right one only if nobody uses it.",
+    lambda loss, served, price, *law: life(loss, 0.0, price, *law))
+cheapest_life.mistake("the price is left out", 2,
+    "An operation of serving costs `price` operations of training.",
+    lambda loss, served, price, *law: life(loss, served, 1.0, *law))
+cheapest_life.mistake("the price divides", 2, "A higher price makes serving dearer: it multiplies 2 N T.",
+    lambda loss, served, price, *law: life(loss, served, 1 / price, *law))
+cheapest_life.mistake("six operations to serve", 2,
+    "Serving has no backward pass: 2 operations for each parameter and token.",
+    lambda loss, served, price, *law: life(loss, 3 * served, price, *law))
 
-@cheapest_life.mistake("the price is left out", hint=2)
-def _(loss, served, price, *law):
-    "An operation of serving costs `price` operations of training."
-    return life(loss, served, 1.0, *law)
+cheapest_life.mistake("tokens first", 1, "The result is (N, D), the size first.",
+    lambda loss, served, price, *law: life(loss, served, price, *law)[::-1])
+cheapest_life.mistake("the quality is not reached", 3,
+    "The size is that of the whole life, the tokens are Chinchilla's: together they miss the loss.",
+    lambda loss, served, price, *law: (life(loss, served, price, *law)[0], life(loss, 0.0, price, *law)[1]))
+cheapest_life.mistake("E is forgotten", 3,
+    "E belongs to the loss that no model can avoid: subtract it first.",
+    lambda loss, served, price, E, *law: life(loss, served, price, 0.0, *law))
 
-@cheapest_life.mistake("the price divides", hint=2)
-def _(loss, served, price, *law):
-    "A higher price makes serving dearer: it multiplies 2 N T."
-    return life(loss, served, 1 / price, *law)
-
-@cheapest_life.mistake("six operations to serve", hint=2)
-def _(loss, served, price, *law):
-    "Serving has no backward pass: 2 operations for each parameter and token."
-    return life(loss, 3 * served, price, *law)
-
-# %% ../../nbs/exercises/01_economics.ipynb #c022
-@cheapest_life.mistake("tokens first", hint=1)
-def _(loss, served, price, *law):
-    "The result is (N, D), the size first."
-    return life(loss, served, price, *law)[::-1]
-
-@cheapest_life.mistake("the quality is not reached", hint=3)
-def _(loss, served, price, *law):
-    "The size is that of the whole life, the tokens are Chinchilla's: together they miss the loss."
-    return life(loss, served, price, *law)[0], life(loss, 0.0, price, *law)[1]
-
-@cheapest_life.mistake("E is forgotten", hint=3)
-def _(loss, served, price, E, *law):
-    "E belongs to the loss that no model can avoid: subtract it first."
-    return life(loss, served, price, 0.0, *law)
-
-# %% ../../nbs/exercises/01_economics.ipynb #c024
+# %% ../../nbs/exercises/01_economics.ipynb #c023
 break_even_tokens = Exercise(
     "break_even_tokens", chapter="01_economics", kind="diagnose", factor=FACTOR,
     points={"values": 7, "invariant": 3},
@@ -261,7 +239,7 @@ def _needs(N: float, loss: float, E, A, B, alpha, beta) -> float:
     rest = loss - E - A / N**alpha
     return (B / rest) ** (1 / beta) if rest > 0 else math.inf
 
-# %% ../../nbs/exercises/01_economics.ipynb #c025
+# %% ../../nbs/exercises/01_economics.ipynb #c024
 @break_even_tokens.cases
 def _(seed):
     law = laws(seed + 200, 1)[0]
@@ -286,7 +264,7 @@ def _(big, small, loss, *law):
     if bills[1] == math.inf: return math.inf
     return (bills[1] - bills[0]) / (2 * big - 2 * small) if bills[1] > bills[0] else 0.0
 
-# %% ../../nbs/exercises/01_economics.ipynb #c027
+# %% ../../nbs/exercises/01_economics.ipynb #c026
 @break_even_tokens.invariant("at that number of tokens the two bills are equal")
 def _(seen):
     big, small, loss = 33e9, 13e9, 1.95
@@ -298,34 +276,27 @@ def _(seen):
 def _(seen):
     return seen(65e9, 1e9, 1.9, *_LAW).value == math.inf
 
-# %% ../../nbs/exercises/01_economics.ipynb #c028
+# %% ../../nbs/exercises/01_economics.ipynb #c027
 @break_even_tokens.mistake("both on the same tokens", hint=1)
 def _(big, small, loss, *law):
     "The small model needs more tokens than the big one for the same loss."
     D = _needs(big, loss, *law)
     return max(0.0, 3 * (small * D - big * D) / (big - small))
 
-@break_even_tokens.mistake("tokens instead of operations", hint=2)
-def _(big, small, loss, *law):
-    "Compare 6 N D, not D: a token costs the big model more."
-    return max(0.0, 3 * (_needs(small, loss, *law) - _needs(big, loss, *law)))
+break_even_tokens.mistake("tokens instead of operations", 2,
+    "Compare 6 N D, not D: a token costs the big model more.",
+    lambda big, small, loss, *law: max(0.0, 3 * (_needs(small, loss, *law) - _needs(big, loss, *law))))
+break_even_tokens.mistake("training and serving cost alike", 2,
+    "A token costs 6 N to learn from and 2 N to serve: the 3 is missing.",
+    lambda big, small, loss, *law: break_even(big, small, loss, *law) / 3)
+break_even_tokens.mistake("the small model serves for nothing", 2,
+    "What is saved with each token served is 2 (N - n), not 2 N: the small model has to be paid too.",
+    lambda big, small, loss, *law: break_even(big, small, loss, *law) * (big - small) / big)
+break_even_tokens.mistake("compared with the small model's serving", 2,
+    "What is saved with each token served is 2 (N - n), not 2 n.",
+    lambda big, small, loss, *law: break_even(big, small, loss, *law) * (big - small) / small)
 
-@break_even_tokens.mistake("training and serving cost alike", hint=2)
-def _(big, small, loss, *law):
-    "A token costs 6 N to learn from and 2 N to serve: the 3 is missing."
-    return break_even(big, small, loss, *law) / 3
-
-@break_even_tokens.mistake("the small model serves for nothing", hint=2)
-def _(big, small, loss, *law):
-    "What is saved with each token served is 2 (N - n), not 2 N: the small model has to be paid too."
-    return break_even(big, small, loss, *law) * (big - small) / big
-
-@break_even_tokens.mistake("compared with the small model's serving", hint=2)
-def _(big, small, loss, *law):
-    "What is saved with each token served is 2 (N - n), not 2 n."
-    return break_even(big, small, loss, *law) * (big - small) / small
-
-# %% ../../nbs/exercises/01_economics.ipynb #c029
+# %% ../../nbs/exercises/01_economics.ipynb #c028
 @break_even_tokens.mistake("a negative number of tokens", hint=3)
 def _(big, small, loss, *law):
     "If the small model is cheaper to train as well, it has cost less from the first token: 0."
@@ -337,7 +308,6 @@ def _(big, small, loss, E, A, B, alpha, beta):
     if loss - E - A / small**alpha <= 0: return 0.0
     return break_even(big, small, loss, E, A, B, alpha, beta)
 
-@break_even_tokens.mistake("the code as it was given", hint=2)
-def _(big, small, loss, *law):
-    "Nothing was repaired: it compares tokens, not operations, and divides by the wrong thing."
-    return 3 * (_needs(small, loss, *law) - _needs(big, loss, *law)) * small / big
+break_even_tokens.mistake("the code as it was given", 2,
+    "Nothing was repaired: it compares tokens, not operations, and divides by the wrong thing.",
+    lambda big, small, loss, *law: 3 * (_needs(small, loss, *law) - _needs(big, loss, *law)) * small / big)

@@ -48,8 +48,7 @@ def _nucleus(p, share, kept=lambda before, sorted_p, share: before < share, back
 @nucleus.reference
 def _(p, share): return _nucleus(p, share)
 
-@nucleus.right
-def _(p, share): return _nucleus(p, share)
+nucleus.right(_nucleus)
 
 @nucleus.right
 def _(p, share):
@@ -79,31 +78,22 @@ def _(seen):
     return torch.allclose(seen(p[:, order], 0.7).value, seen(p, 0.7).value[:, order])
 
 # %% ../../nbs/exercises/14_generation.ipynb #c009
-@nucleus.mistake("the token that reaches the share is left out", hint=2)
-def _(p, share):
-    "Compare the sum before a token with the share, not the sum with it: the one that reaches it stays."
-    return _nucleus(p, share, lambda before, q, share: (before + q <= share) | (before == 0))
-
-@nucleus.mistake("one token too many at the boundary", hint=2)
-def _(p, share):
-    "Where those before already hold exactly the share nothing more is needed: < and not <=."
-    return _nucleus(p, share, lambda before, q, share: before <= share)
-
-@nucleus.mistake("everything may be left out", hint=2)
-def _(p, share):
-    "A likeliest token that holds more than the share is dropped, and 0/0 remains: the first is always kept."
-    return _nucleus(p, share, lambda before, q, share: before + q <= share)
-
-@nucleus.mistake("the sorted order comes back", hint=3)
-def _(p, share):
-    "The result is in the order of the likelihood; bring each probability back to its token."
-    return _nucleus(p, share, back=False)
+nucleus.mistake("the token that reaches the share is left out", 2,
+    "Compare the sum before a token with the share, not the sum with it: the one that reaches it stays.",
+    _nucleus, kept=lambda before, q, share: (before + q <= share) | (before == 0))
+nucleus.mistake("one token too many at the boundary", 2,
+    "Where those before already hold exactly the share nothing more is needed: < and not <=.",
+    _nucleus, kept=lambda before, q, share: before <= share)
+nucleus.mistake("everything may be left out", 2,
+    "A likeliest token that holds more than the share is dropped, and 0/0 remains: the first is always kept.",
+    _nucleus, kept=lambda before, q, share: before + q <= share)
+nucleus.mistake("the sorted order comes back", 3,
+    "The result is in the order of the likelihood; bring each probability back to its token.",
+    _nucleus, back=False)
 
 # %% ../../nbs/exercises/14_generation.ipynb #c010
-@nucleus.mistake("rows do not sum to one", hint=3)
-def _(p, share):
-    "What is left must be divided by its sum: it is a distribution again."
-    return _nucleus(p, share, divide=False)
+nucleus.mistake("rows do not sum to one", 3,
+    "What is left must be divided by its sum: it is a distribution again.", _nucleus, divide=False)
 
 @nucleus.mistake("a threshold on the probability", hint=1)
 def _(p, share):
@@ -203,15 +193,11 @@ def _by_text(chunks, ready=lambda text: not text.endswith("\ufffd"), errors="rep
     return pieces + [raw.decode(errors=errors)[sent:] if end else ""]
 
 # %% ../../nbs/exercises/14_generation.ipynb #c017
-@stream_bytes.mistake("each chunk for itself", hint=1)
-def _(chunks):
-    "A character that is cut between two chunks becomes U+FFFD twice: keep what is incomplete."
-    return [chunk.decode(errors="replace") for chunk in chunks] + [""]
-
-@stream_bytes.mistake("half characters are dropped", hint=1)
-def _(chunks):
-    "errors='ignore' swallows the bytes that should wait."
-    return [chunk.decode(errors="ignore") for chunk in chunks] + [""]
+stream_bytes.mistake("each chunk for itself", 1,
+    "A character that is cut between two chunks becomes U+FFFD twice: keep what is incomplete.",
+    lambda chunks: [chunk.decode(errors="replace") for chunk in chunks] + [""])
+stream_bytes.mistake("half characters are dropped", 1, "errors='ignore' swallows the bytes that should wait.",
+    lambda chunks: [chunk.decode(errors="ignore") for chunk in chunks] + [""])
 
 @stream_bytes.mistake("the rest at the end is lost", hint=3)
 def _(chunks):
@@ -226,10 +212,9 @@ def _(chunks):
     return [decoder.decode(chunk) for chunk in chunks]
 
 # %% ../../nbs/exercises/14_generation.ipynb #c018
-@stream_bytes.mistake("what can never be a character waits as well", hint=2)
-def _(chunks):
-    "b'\\xff' cannot begin a character; holding it back, or the letters before a half one, makes text late."
-    return _by_text(chunks)
+stream_bytes.mistake("what can never be a character waits as well", 2,
+    "b'\\xff' cannot begin a character; holding it back, or the letters before a half one, makes text late.",
+    _by_text)
 
 @stream_bytes.mistake("bad bytes are an error", hint=2)
 def _(chunks):
@@ -246,10 +231,9 @@ def _(chunks):
         pieces.append(raw.decode(errors="replace"))
     return pieces + [""]
 
-@stream_bytes.mistake("everything at the end", hint=1)
-def _(chunks):
-    "The text is right and comes when the reader has gone: a piece for each chunk."
-    return ["" for _ in chunks] + [b"".join(chunks).decode(errors="replace")]
+stream_bytes.mistake("everything at the end", 1,
+    "The text is right and comes when the reader has gone: a piece for each chunk.",
+    lambda chunks: ["" for _ in chunks] + [b"".join(chunks).decode(errors="replace")])
 
 # %% ../../nbs/exercises/14_generation.ipynb #c021
 decode_rate = Exercise(
@@ -286,8 +270,7 @@ def _rate(c, length, batch, itemsize, bandwidth, layer=None, ends=None, cache=No
 @decode_rate.reference
 def _(config, length, batch, itemsize, bandwidth): return _rate(config, length, batch, itemsize, bandwidth)
 
-@decode_rate.right
-def _(config, length, batch, itemsize, bandwidth): return _rate(config, length, batch, itemsize, bandwidth)
+decode_rate.right(_rate)
 
 @decode_rate.right
 def _(config, length, batch, itemsize, bandwidth):
@@ -310,16 +293,10 @@ def _(config, length, batch, itemsize, bandwidth):
     "Of the embedding each token reads one row; only the output is multiplied whole."
     return _rate(config, length, batch, itemsize, bandwidth, ends=2 * config["V"] * config["D"])
 
-@decode_rate.mistake("the output is forgotten", hint=2)
-def _(config, length, batch, itemsize, bandwidth):
-    "The scores of V tokens need a matrix of V times D in every step."
-    return _rate(config, length, batch, itemsize, bandwidth, ends=0)
-
-# %% ../../nbs/exercises/14_generation.ipynb #c025
-@decode_rate.mistake("the cache is forgotten", hint=3)
-def _(config, length, batch, itemsize, bandwidth):
-    "Attention reads the keys and values of all earlier positions in every step."
-    return _rate(config, length, batch, itemsize, bandwidth, cache=0)
+decode_rate.mistake("the output is forgotten", 2,
+    "The scores of V tokens need a matrix of V times D in every step.", _rate, ends=0)
+decode_rate.mistake("the cache is forgotten", 3,
+    "Attention reads the keys and values of all earlier positions in every step.", _rate, cache=0)
 
 @decode_rate.mistake("one cache for all texts", hint=3)
 def _(config, length, batch, itemsize, bandwidth):
@@ -327,16 +304,12 @@ def _(config, length, batch, itemsize, bandwidth):
     width = config["K"] * config["D"] // config["H"]
     return _rate(config, length, batch, itemsize, bandwidth, cache=2 * config["L"] * length * width)
 
-# %% ../../nbs/exercises/14_generation.ipynb #c026
-@decode_rate.mistake("the weights are read again for each text", hint=1)
-def _(config, length, batch, itemsize, bandwidth):
-    "That is the point of a batch: the weights are read once for all its texts."
-    return _rate(config, length, 1, itemsize, bandwidth)
-
-@decode_rate.mistake("steps, not tokens", hint=1)
-def _(config, length, batch, itemsize, bandwidth):
-    "A step makes one token for each text of the batch."
-    return _rate(config, length, batch, itemsize, bandwidth, made=1)
+# %% ../../nbs/exercises/14_generation.ipynb #c025
+decode_rate.mistake("the weights are read again for each text", 1,
+    "That is the point of a batch: the weights are read once for all its texts.",
+    lambda config, length, batch, itemsize, bandwidth: _rate(config, length, 1, itemsize, bandwidth))
+decode_rate.mistake("steps, not tokens", 1,
+    "A step makes one token for each text of the batch.", _rate, made=1)
 
 @decode_rate.mistake("keys without values", hint=3)
 def _(config, length, batch, itemsize, bandwidth):
@@ -344,7 +317,6 @@ def _(config, length, batch, itemsize, bandwidth):
     width = config["K"] * config["D"] // config["H"]
     return _rate(config, length, batch, itemsize, bandwidth, cache=config["L"] * length * width * batch)
 
-# %% ../../nbs/exercises/14_generation.ipynb #c027
 @decode_rate.mistake("no grouped queries", hint=2)
 def _(config, length, batch, itemsize, bandwidth):
     "wk, wv and the cache have K heads, not H."
@@ -357,12 +329,10 @@ def _(config, length, batch, itemsize, bandwidth):
     layer = lambda: 2 * D**2 + 2 * D * width + 2 * D * config["F"]
     return _rate(config, length, batch, itemsize, bandwidth, layer)
 
-@decode_rate.mistake("numbers taken for bytes", hint=1)
-def _(config, length, batch, itemsize, bandwidth):
-    "The bandwidth is in bytes; a number has itemsize of them."
-    return _rate(config, length, batch, 1, bandwidth)
+decode_rate.mistake("numbers taken for bytes", 1, "The bandwidth is in bytes; a number has itemsize of them.",
+    lambda config, length, batch, itemsize, bandwidth: _rate(config, length, batch, 1, bandwidth))
 
-# %% ../../nbs/exercises/14_generation.ipynb #c030
+# %% ../../nbs/exercises/14_generation.ipynb #c028
 append = Exercise(
     "append", chapter="14_generation", kind="diagnose",
     points={"values": 7, "invariant": 3},
@@ -384,7 +354,7 @@ def _(seed):
         full, new = (lambda n: torch.randn(B, K, n, Q, generator=g)), T
         yield full(S), full(S), length, full(new), full(new)
 
-# %% ../../nbs/exercises/14_generation.ipynb #c031
+# %% ../../nbs/exercises/14_generation.ipynb #c029
 def _append(keys, values, length, k, v, start=0, end=0, seen=0, after=0, both=True):
     "The usual answer, each number shifted by as much as is said."
     keys, values, stop = keys.clone(), values.clone(), length + k.shape[2]
@@ -397,15 +367,14 @@ def _append(keys, values, length, k, v, start=0, end=0, seen=0, after=0, both=Tr
 @append.reference
 def _(keys, values, length, k, v): return _append(keys, values, length, k, v)
 
-@append.right
-def _(keys, values, length, k, v): return _append(keys, values, length, k, v)
+append.right(_append)
 
 @append.right
 def _(keys, values, length, k, v):
     join = lambda old, new: torch.cat([old[:, :, :length], new], 2)
     return join(keys, k), join(values, v), length + k.size(2)
 
-# %% ../../nbs/exercises/14_generation.ipynb #c033
+# %% ../../nbs/exercises/14_generation.ipynb #c031
 @append.invariant("two chunks one after the other are one")
 def _(seen):
     g = torch.Generator().manual_seed(5)
@@ -416,11 +385,10 @@ def _(seen):
     second = seen(pad(first[0]), pad(first[1]), first[2], k[:, :, 3:], v[:, :, 3:]).value
     return second[2] == 7 and torch.equal(second[0], k) and torch.equal(second[1], v)
 
-# %% ../../nbs/exercises/14_generation.ipynb #c034
-@append.mistake("the newest position is not handed out", hint=2)
-def _(keys, values, length, k, v):
-    "Attention gets what was there before: the token cannot see itself. The slice goes to length + T."
-    return _append(keys, values, length, k, v, seen=-1)
+# %% ../../nbs/exercises/14_generation.ipynb #c032
+append.mistake("the newest position is not handed out", 2,
+    "Attention gets what was there before: the token cannot see itself. The slice goes to length + T.",
+    _append, seen=-1)
 
 @append.mistake("one position too many is handed out", hint=2)
 def _(keys, values, length, k, v):
@@ -428,16 +396,12 @@ def _(keys, values, length, k, v):
     keys, values, end = _append(keys, values, length, k, v, seen=1)
     return keys, values, end
 
-@append.mistake("written one place too early", hint=2)
-def _(keys, values, length, k, v):
-    "The last position is overwritten: with a length of 3 the next place is 3, not 2."
-    return _append(keys, values, length, k, v, start=-1 if length else 0)
+append.mistake("written one place too early", 2,
+    "The last position is overwritten: with a length of 3 the next place is 3, not 2.",
+    lambda keys, values, length, k, v: _append(keys, values, length, k, v, start=-1 if length else 0))
 
-# %% ../../nbs/exercises/14_generation.ipynb #c035
-@append.mistake("written one place too late", hint=2)
-def _(keys, values, length, k, v):
-    "A gap of one is left: with a length of 3 the next place is 3, not 4."
-    return _append(keys, values, length, k, v, start=1)
+append.mistake("written one place too late", 2,
+    "A gap of one is left: with a length of 3 the next place is 3, not 4.", _append, start=1)
 
 @append.mistake("the length grows by one, whatever comes", hint=1)
 def _(keys, values, length, k, v):
@@ -445,16 +409,14 @@ def _(keys, values, length, k, v):
     keys, values, _ = _append(keys, values, length, k, v)
     return keys, values, length + 1
 
-@append.mistake("the length stays behind", hint=1)
-def _(keys, values, length, k, v):
-    "The length that comes back is the one before; the next token is written over this one."
-    return *_append(keys, values, length, k, v)[:2], length
+append.mistake("the length stays behind", 1,
+    "The length that comes back is the one before; the next token is written over this one.",
+    lambda keys, values, length, k, v: (*_append(keys, values, length, k, v)[:2], length))
 
-# %% ../../nbs/exercises/14_generation.ipynb #c036
-@append.mistake("only the new ones are handed out", hint=3)
-def _(keys, values, length, k, v):
-    "Attention needs all positions so far, not those of this chunk alone."
-    return k.clone(), v.clone(), length + k.shape[2]
+# %% ../../nbs/exercises/14_generation.ipynb #c033
+append.mistake("only the new ones are handed out", 3,
+    "Attention needs all positions so far, not those of this chunk alone.",
+    lambda keys, values, length, k, v: (k.clone(), v.clone(), length + k.shape[2]))
 
 @append.mistake("the whole memory is handed out", hint=3)
 def _(keys, values, length, k, v):
@@ -462,7 +424,5 @@ def _(keys, values, length, k, v):
     keys, values, end = _append(keys, values, length, k, v, seen=10**6)
     return keys, values, end
 
-@append.mistake("the values are forgotten", hint=3)
-def _(keys, values, length, k, v):
-    "Keys are written and values are not."
-    return _append(keys, values, length, k, v, both=False)
+append.mistake("the values are forgotten", 3,
+    "Keys are written and values are not.", _append, both=False)

@@ -87,19 +87,18 @@ def _(x, weight, eps):
     width = x.shape[-1]
     return (16 if x.dtype == torch.float64 else 8) * x.numel() + 40 * x.numel() // width + 8 * width
 
-@rms_norm.limit("largest_tensor", "nothing larger than x is needed")
-def _(x, weight, eps):
-    return x.numel()
-
-@rms_norm.limit("flops", "no matrix product is needed")
-def _(x, weight, eps):
-    return 0
+rms_norm.limit("largest_tensor", "nothing larger than x is needed", lambda x, weight, eps: x.numel())
+rms_norm.limit("flops", "no matrix product is needed", lambda x, weight, eps: 0)
 
 # %% ../../nbs/exercises/04_norm.ipynb #c018
-@rms_norm.mistake("eps is left out", hint=2)
-def _(x, weight, eps):
-    "Without eps a row of zeros becomes 0/0, and small rows come out too large."
-    return reference(x, weight, 0.0)
+def _scaled(x, weight, eps, mean):
+    "The usual answer, with `mean(x)` in place of the mean of the squares."
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(mean(wide) + eps)).type_as(x) * weight
+
+rms_norm.mistake("eps is left out", 2,
+    "Without eps a row of zeros becomes 0/0, and small rows come out too large.",
+    lambda x, weight, eps: reference(x, weight, 0.0))
 
 @rms_norm.mistake("eps outside the root", hint=2)
 def _(x, weight, eps):
@@ -107,51 +106,32 @@ def _(x, weight, eps):
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide / (wide.square().mean(-1, keepdim=True).sqrt() + eps)).type_as(x) * weight
 
-@rms_norm.mistake("the mean is subtracted", hint=2)
-def _(x, weight, eps):
-    "That is LayerNorm: RMSNorm leaves the mean where it is."
-    return F.layer_norm(x, x.shape[-1:], weight, None, eps)
-
-@rms_norm.mistake("the variance instead of the mean square", hint=2)
-def _(x, weight, eps):
-    ".var() and .std() measure the distance from the mean; RMSNorm measures it from zero."
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.var(-1, keepdim=True) + eps)).type_as(x) * weight
-
-@rms_norm.mistake("a sum instead of a mean", hint=2)
-def _(x, weight, eps):
-    "The squares are summed but not divided by their number: rows get length one, not root mean square one."
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).type_as(x) * weight
+rms_norm.mistake("the mean is subtracted", 2, "That is LayerNorm: RMSNorm leaves the mean where it is.",
+    lambda x, weight, eps: F.layer_norm(x, x.shape[-1:], weight, None, eps))
+rms_norm.mistake("the variance instead of the mean square", 2,
+    ".var() and .std() measure the distance from the mean; RMSNorm measures it from zero.",
+    _scaled, mean=lambda t: t.var(-1, keepdim=True))
+rms_norm.mistake("a sum instead of a mean", 2,
+    "The squares are summed but not divided by their number: rows get length one, not root mean square one.",
+    _scaled, mean=lambda t: t.square().sum(-1, keepdim=True))
 
 # %% ../../nbs/exercises/04_norm.ipynb #c019
-@rms_norm.mistake("the mean over the whole tensor", hint=2)
-def _(x, weight, eps):
-    "One number scales all rows: the mean must be over the last dimension, row by row."
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.square().mean() + eps)).type_as(x) * weight
-
-@rms_norm.mistake("the mean over the first axis", hint=2)
-def _(x, weight, eps):
-    "The columns are normalized instead of the rows: the mean must be over dimension -1."
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.square().mean(0, keepdim=True) + eps)).type_as(x) * weight
-
-@rms_norm.mistake("the gain is forgotten", hint=1)
-def _(x, weight, eps):
-    "The result is not multiplied by weight."
-    return reference(x, torch.ones_like(weight), eps)
-
-@rms_norm.mistake("one plus the gain", hint=1)
-def _(x, weight, eps):
-    "Some models store the gain as its difference from one; LLaMA stores the gain itself."
-    return reference(x, 1 + weight, eps)
+rms_norm.mistake("the mean over the whole tensor", 2,
+    "One number scales all rows: the mean must be over the last dimension, row by row.",
+    _scaled, mean=lambda t: t.square().mean())
+rms_norm.mistake("the mean over the first axis", 2,
+    "The columns are normalized instead of the rows: the mean must be over dimension -1.",
+    _scaled, mean=lambda t: t.square().mean(0, keepdim=True))
+rms_norm.mistake("the gain is forgotten", 1, "The result is not multiplied by weight.",
+    lambda x, weight, eps: reference(x, torch.ones_like(weight), eps))
+rms_norm.mistake("one plus the gain", 1,
+    "Some models store the gain as its difference from one; LLaMA stores the gain itself.",
+    lambda x, weight, eps: reference(x, 1 + weight, eps))
 
 # %% ../../nbs/exercises/04_norm.ipynb #c021
-@rms_norm.mistake("squares in 16 bits", hint=3)
-def _(x, weight, eps):
-    "Squares are taken in the dtype of x: in float16 that of 300 is infinite and that of 0.0001 is zero."
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+rms_norm.mistake("squares in 16 bits", 3,
+    "Squares are taken in the dtype of x: in float16 that of 300 is infinite and that of 0.0001 is zero.",
+    lambda x, weight, eps: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight)
 
 @rms_norm.mistake("the result stays float32", hint=3)
 def _(x, weight, eps):
@@ -159,22 +139,17 @@ def _(x, weight, eps):
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
 
-@rms_norm.mistake("x is changed in place", hint=4)
-def _(x, weight, eps):
-    "x.mul_() and x *= write into the caller's tensor, which the residual stream still needs."
-    return x.copy_(reference(x, weight, eps))
-
-@rms_norm.mistake("the scale is cut off from the graph", hint=1)
-def _(x, weight, eps):
-    "The scale depends on x, so its derivative belongs to the gradient: no .detach(), .item() or no_grad()."
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.detach().square().mean(-1, keepdim=True) + eps)).type_as(x) * weight
+rms_norm.mistake("x is changed in place", 4,
+    "x.mul_() and x *= write into the caller's tensor, which the residual stream still needs.",
+    lambda x, weight, eps: x.copy_(reference(x, weight, eps)))
+rms_norm.mistake("the scale is cut off from the graph", 1,
+    "The scale depends on x, so its derivative belongs to the gradient: no .detach(), .item() or no_grad().",
+    _scaled, mean=lambda t: t.detach().square().mean(-1, keepdim=True))
 
 # %% ../../nbs/exercises/04_norm.ipynb #c022
-@rms_norm.mistake("view() of an x that may be transposed", hint=4)
-def _(x, weight, eps):
-    "x.view(-1, D) fails when x is not contiguous; work on the last dimension, or use reshape."
-    return reference(x.view(-1, x.shape[-1]), weight, eps).view(x.shape)
+rms_norm.mistake("view() of an x that may be transposed", 4,
+    "x.view(-1, D) fails when x is not contiguous; work on the last dimension, or use reshape.",
+    lambda x, weight, eps: reference(x.view(-1, x.shape[-1]), weight, eps).view(x.shape))
 
 @rms_norm.mistake("everything in float64", hint=4)
 def _(x, weight, eps):
@@ -182,11 +157,9 @@ def _(x, weight, eps):
     wide = x.double()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (normed * weight.double()).type_as(x)
-
-@rms_norm.mistake("the gain as a diagonal matrix", hint=4)
-def _(x, weight, eps):
-    "A product with a D×D matrix costs D times as much as a product of elements."
-    return reference(x, torch.ones_like(weight), eps) @ torch.diag(weight)
+rms_norm.mistake("the gain as a diagonal matrix", 4,
+    "A product with a D×D matrix costs D times as much as a product of elements.",
+    lambda x, weight, eps: reference(x, torch.ones_like(weight), eps) @ torch.diag(weight))
 
 # %% ../../nbs/exercises/04_norm.ipynb #c025
 lean_rms_norm = Exercise(
@@ -206,9 +179,8 @@ lean_rms_norm = Exercise(
 lean_rms_norm.cases(norm_cases)
 lean_rms_norm.reference(reference)
 
-@lean_rms_norm.limit("saved_bytes", "x and weight exist anyway; one more number a row is enough")
-def _(x, weight, eps):
-    return 8 * x.numel() // x.shape[-1]
+lean_rms_norm.limit("saved_bytes", "x and weight exist anyway; one more number a row is enough",
+    lambda x, weight, eps: 8 * x.numel() // x.shape[-1])
 
 @lean_rms_norm.invariant("a row's length does not matter, so its gradient is orthogonal to it")
 def _(seen):
@@ -270,20 +242,15 @@ class _Again(torch.autograd.Function):
 lean_rms_norm.right(_Again.apply);
 
 # %% ../../nbs/exercises/04_norm.ipynb #c030
-@lean_rms_norm.mistake("autograd keeps the normalized rows", hint=1)
-def _(x, weight, eps):
-    "Plain operations let autograd save the normalized rows: write the backward function yourself."
-    return rms_norm.rights[0](x, weight, eps)
-
-@lean_rms_norm.mistake("a copy hidden on ctx", hint=3)
-def _(x, weight, eps):
-    "An attribute of ctx that holds a tensor keeps it alive, whether save_for_backward knows of it or not."
-    return _lean(_right_gradients, keep=lambda ctx, wide, r: (wide * r, wide + 0))(x, weight, eps)
-
-@lean_rms_norm.mistake("the scale is taken for a constant", hint=2)
-def _(x, weight, eps):
-    "The second term of the gradient is missing: the scale depends on x too."
-    return _lean(lambda x, w, r, g, eps: (r * g * w, _over_rows(g * x * r)))(x, weight, eps)
+lean_rms_norm.mistake("autograd keeps the normalized rows", 1,
+    "Plain operations let autograd save the normalized rows: write the backward function yourself.",
+    rms_norm.rights[0])
+lean_rms_norm.mistake("a copy hidden on ctx", 3,
+    "An attribute of ctx that holds a tensor keeps it alive, whether save_for_backward knows of it or not.",
+    _lean(_right_gradients, keep=lambda ctx, wide, r: (wide * r, wide + 0)))
+lean_rms_norm.mistake("the scale is taken for a constant", 2,
+    "The second term of the gradient is missing: the scale depends on x too.",
+    _lean(lambda x, w, r, g, eps: (r * g * w, _over_rows(g * x * r))))
 
 @lean_rms_norm.mistake("a sum where the mean belongs", hint=2)
 def _(x, weight, eps):
@@ -319,10 +286,9 @@ def _(x, weight, eps):
     def gradients(x, w, r, g, eps): return _right_gradients(x, w, r, g, eps)[0], _over_rows(g * x)
     return _lean(gradients)(x, weight, eps)
 
-@lean_rms_norm.mistake("the backward pass in 16 bits", hint=3)
-def _(x, weight, eps):
-    "r³ and the sums need float32: in float16 r³ becomes zero or infinite."
-    return _lean(_right_gradients, upcast=False)(x, weight, eps)
+lean_rms_norm.mistake("the backward pass in 16 bits", 3,
+    "r³ and the sums need float32: in float16 r³ becomes zero or infinite.",
+    _lean(_right_gradients, upcast=False))
 
 # %% ../../nbs/exercises/04_norm.ipynb #c034
 pre_norm_block = Exercise(
@@ -396,10 +362,9 @@ def _(x, w1, w2, g1, g2, eps):
     h = x + reference(x, g1, eps) @ w1
     return h + reference(h, g1, eps) @ w2
 
-@pre_norm_block.mistake("the second norm reads x", hint=3)
-def _(x, w1, w2, g1, g2, eps):
-    "Both sub-layers read the same x: that is the parallel block of GPT-J and PaLM, not LLaMA's."
-    return x + reference(x, g1, eps) @ w1 + reference(x, g2, eps) @ w2
+pre_norm_block.mistake("the second norm reads x", 3,
+    "Both sub-layers read the same x: that is the parallel block of GPT-J and PaLM, not LLaMA's.",
+    lambda x, w1, w2, g1, g2, eps: x + reference(x, g1, eps) @ w1 + reference(x, g2, eps) @ w2)
 
 # %% ../../nbs/exercises/04_norm.ipynb #c038
 @pre_norm_block.mistake("post-normalization", hint=1)

@@ -74,9 +74,8 @@ def _(seen):
     other[:, 1:] += 1
     return torch.equal(seen(parts).value[0], seen(other).value[0])
 
-@reduce_scatter.limit("collective_bytes", "each rank sends N - 1 parts and no more")
-def _(parts):
-    return (len(parts) - 1) * parts.nbytes // len(parts)
+reduce_scatter.limit("collective_bytes", "each rank sends N - 1 parts and no more",
+    lambda parts: (len(parts) - 1) * parts.nbytes // len(parts))
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c011
 def _ring(wire, parts, first=-1, steps=None, back=False):
@@ -88,25 +87,15 @@ def _ring(wire, parts, first=-1, steps=None, back=False):
         moving = wire.recv(moving, (r - way) % n) + parts[(r + first - step * way) % n]
     return moving
 
-@reduce_scatter.mistake("the own part alone", hint=1)
-def _(wire, parts):
-    "parts[rank] is only this rank's term of the sum."
-    return parts[wire.rank]
-
-@reduce_scatter.mistake("the part of a neighbour", hint=2)
-def _(wire, parts):
-    "The ring began with part rank, so it ends with part rank + 1: begin with rank - 1."
-    return _ring(wire, parts, first=0)
-
-@reduce_scatter.mistake("one step too few", hint=2)
-def _(wire, parts):
-    "N ranks need N - 1 steps: one rank's term is missing."
-    return _ring(wire, parts, steps=wire.size - 1)
-
-@reduce_scatter.mistake("a mean", hint=2)
-def _(wire, parts):
-    "The sum is divided by the number of ranks: that is for the caller to decide."
-    return _ring(wire, parts) / wire.size
+reduce_scatter.mistake("the own part alone", 1,
+    "parts[rank] is only this rank's term of the sum.", lambda wire, parts: parts[wire.rank])
+reduce_scatter.mistake("the part of a neighbour", 2,
+    "The ring began with part rank, so it ends with part rank + 1: begin with rank - 1.", _ring, first=0)
+reduce_scatter.mistake("one step too few", 2, "N ranks need N - 1 steps: one rank's term is missing.",
+    lambda wire, parts: _ring(wire, parts, steps=wire.size - 1))
+reduce_scatter.mistake("a mean", 2,
+    "The sum is divided by the number of ranks: that is for the caller to decide.",
+    lambda wire, parts: _ring(wire, parts) / wire.size)
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c012
 @reduce_scatter.mistake("all wait", hint=3)
@@ -128,15 +117,12 @@ def _(wire, parts):
         own += wire.recv(own, (wire.rank - 1) % wire.size)
     return parts[wire.rank].clone()
 
-@reduce_scatter.mistake("an all-reduce, of which one part is kept", hint=3)
-def _(wire, parts):
-    "Every rank gets all sums and throws all but one away: twice the bytes."
-    return ring_all_reduce(wire, torch.stack(parts))[wire.rank]
-
-@reduce_scatter.mistake("all parts to everybody", hint=3)
-def _(wire, parts):
-    "Each rank sends all its parts to all others: N times the bytes."
-    return sum(p[wire.rank] for p in ring_all_gather(wire, torch.stack(parts)))
+reduce_scatter.mistake("an all-reduce, of which one part is kept", 3,
+    "Every rank gets all sums and throws all but one away: twice the bytes.",
+    lambda wire, parts: ring_all_reduce(wire, torch.stack(parts))[wire.rank])
+reduce_scatter.mistake("all parts to everybody", 3,
+    "Each rank sends all its parts to all others: N times the bytes.",
+    lambda wire, parts: sum(p[wire.rank] for p in ring_all_gather(wire, torch.stack(parts))))
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c015
 sharded_step = Exercise(
@@ -213,15 +199,13 @@ def _(seen):
     first, *others = [result[0] for result in seen(*case).value]
     return all(torch.equal(first, other) for other in others)
 
-@sharded_step.limit("collective_bytes", "a reduce-scatter of the gradient and an all-gather of the weights")
-def _(weights, grads, *_):
-    return 2 * (len(grads) - 1) * weights.nbytes
+sharded_step.limit("collective_bytes", "a reduce-scatter of the gradient and an all-gather of the weights",
+    lambda weights, grads, *_: 2 * (len(grads) - 1) * weights.nbytes)
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c019
-@sharded_step.mistake("gradients are summed, not averaged", hint=2)
-def _(wire, *args):
-    "The reduce-scatter gives a sum over ranks; the gradient of the whole batch is its N-th part."
-    return _sharded(wire, *args, scale=1)
+sharded_step.mistake("gradients are summed, not averaged", 2,
+    "The reduce-scatter gives a sum over ranks; the gradient of the whole batch is its N-th part.",
+    _sharded, scale=1)
 
 @sharded_step.mistake("the own gradient alone", hint=2)
 def _(wire, weights, grad, mean, square, step, lr):
@@ -230,31 +214,20 @@ def _(wire, weights, grad, mean, square, step, lr):
     part, mean, square = _adamw(*part, mean, square, step, lr)
     return torch.cat(ring_all_gather(wire, part)), mean, square
 
-@sharded_step.mistake("the others do not hear of it", hint=2)
-def _(wire, *args):
-    "A rank's new share stays with it: the weights of the others are old. An all-gather is missing."
-    return _sharded(wire, *args, gather=False)
-
-@sharded_step.mistake("no bias correction", hint=3)
-def _(wire, *args):
-    "The averages begin at zero: divide by 1 - b^t before they are used."
-    return _sharded(wire, *args, corrected=False)
-
-@sharded_step.mistake("no weight decay", hint=3)
-def _(wire, *args):
-    "The W of AdamW is missing: the weight times 1 - lr * 0.1."
-    return _sharded(wire, *args, decay=0.0)
+sharded_step.mistake("the others do not hear of it", 2,
+    "A rank's new share stays with it: the weights of the others are old. An all-gather is missing.",
+    _sharded, gather=False)
+sharded_step.mistake("no bias correction", 3,
+    "The averages begin at zero: divide by 1 - b^t before they are used.", _sharded, corrected=False)
+sharded_step.mistake("no weight decay", 3,
+    "The W of AdamW is missing: the weight times 1 - lr * 0.1.", _sharded, decay=0.0)
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c020
-@sharded_step.mistake("Adam's b2 of 0.999", hint=3)
-def _(wire, *args):
-    "LLaMA uses 0.95 (sec. 2.3); 0.999 is PyTorch's default."
-    return _sharded(wire, *args, b2=0.999)
-
-@sharded_step.mistake("an all-reduce where a reduce-scatter is enough", hint=4)
-def _(wire, *args):
-    "Each rank gets the whole mean gradient and uses an N-th of it: half as many bytes again."
-    return _sharded(wire, *args, whole=True)
+sharded_step.mistake("Adam's b2 of 0.999", 3,
+    "LLaMA uses 0.95 (sec. 2.3); 0.999 is PyTorch's default.", _sharded, b2=0.999)
+sharded_step.mistake("an all-reduce where a reduce-scatter is enough", 4,
+    "Each rank gets the whole mean gradient and uses an N-th of it: half as many bytes again.",
+    _sharded, whole=True)
 
 @sharded_step.mistake("every rank updates everything", hint=4)
 def _(wire, weights, grad, mean, square, step, lr):
@@ -309,41 +282,26 @@ def _(seen):
     other = seen(x, w1[order], w2[:, order], w3[order], n).value[1]
     return torch.allclose(seen(x, w1, w2, w3, n).value[1], other, atol=1e-5)
 
-@parallel_mlp.limit("collective_bytes", "one all-reduce of a tensor as large as x")
-def _(x, w1, w2, w3, n):
-    return 2 * (n - 1) * 4 * n * -(-x.numel() // n)
-
-@parallel_mlp.limit("flops", "all ranks together multiply what one would")
-def _(x, w1, w2, w3, n):
-    return 2 * 3 * x.numel() * len(w1)
+parallel_mlp.limit("collective_bytes", "one all-reduce of a tensor as large as x",
+    lambda x, w1, w2, w3, n: 2 * (n - 1) * 4 * n * -(-x.numel() // n))
+parallel_mlp.limit("flops", "all ranks together multiply what one would",
+    lambda x, w1, w2, w3, n: 2 * 3 * x.numel() * len(w1))
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c027
 def _inner(x, w1, w3): return F.silu(F.linear(x, w1)) * F.linear(x, w3)
 
-@parallel_mlp.mistake("the sum is missing", hint=3)
-def _(wire, x, w1, w2, w3):
-    "A rank's result is only its own term."
-    return F.linear(_inner(x, w1, w3), w2)
-
-@parallel_mlp.mistake("a mean", hint=3)
-def _(wire, x, w1, w2, w3):
-    "The terms are summed and then divided by N: the ranks hold terms here, not copies."
-    return ring_all_reduce(wire, F.linear(_inner(x, w1, w3), w2)) / wire.size
-
-@parallel_mlp.mistake("the residual in the sum", hint=3)
-def _(wire, x, w1, w2, w3):
-    "x is added on every rank before the all-reduce, so N times; it is not asked for at all."
-    return ring_all_reduce(wire, x + F.linear(_inner(x, w1, w3), w2))
-
-@parallel_mlp.mistake("no gate", hint=1)
-def _(wire, x, w1, w2, w3):
-    "W3 x is left out."
-    return ring_all_reduce(wire, F.linear(F.silu(F.linear(x, w1)), w2))
-
-@parallel_mlp.mistake("silu on the other branch", hint=1)
-def _(wire, x, w1, w2, w3):
-    "The gate is silu(W1 x); you gate with silu(W3 x)."
-    return ring_all_reduce(wire, F.linear(_inner(x, w3, w1), w2))
+parallel_mlp.mistake("the sum is missing", 3,
+    "A rank's result is only its own term.", lambda wire, x, w1, w2, w3: F.linear(_inner(x, w1, w3), w2))
+parallel_mlp.mistake("a mean", 3,
+    "The terms are summed and then divided by N: the ranks hold terms here, not copies.",
+    lambda wire, x, w1, w2, w3: ring_all_reduce(wire, F.linear(_inner(x, w1, w3), w2)) / wire.size)
+parallel_mlp.mistake("the residual in the sum", 3,
+    "x is added on every rank before the all-reduce, so N times; it is not asked for at all.",
+    lambda wire, x, w1, w2, w3: ring_all_reduce(wire, x + F.linear(_inner(x, w1, w3), w2)))
+parallel_mlp.mistake("no gate", 1, "W3 x is left out.",
+    lambda wire, x, w1, w2, w3: ring_all_reduce(wire, F.linear(F.silu(F.linear(x, w1)), w2)))
+parallel_mlp.mistake("silu on the other branch", 1, "The gate is silu(W1 x); you gate with silu(W3 x).",
+    lambda wire, x, w1, w2, w3: ring_all_reduce(wire, F.linear(_inner(x, w3, w1), w2)))
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c028
 @parallel_mlp.mistake("the inner vector is gathered", hint=2)
@@ -352,10 +310,9 @@ def _(wire, x, w1, w2, w3):
     inner = torch.cat(ring_all_gather(wire, _inner(x, w1, w3)), -1).chunk(wire.size, -1)[wire.rank]
     return ring_all_reduce(wire, F.linear(inner, w2))
 
-@parallel_mlp.mistake("all results to everybody", hint=3)
-def _(wire, x, w1, w2, w3):
-    "An all-gather of N whole terms sends N/2 times what an all-reduce does."
-    return sum(ring_all_gather(wire, F.linear(_inner(x, w1, w3), w2)))
+parallel_mlp.mistake("all results to everybody", 3,
+    "An all-gather of N whole terms sends N/2 times what an all-reduce does.",
+    lambda wire, x, w1, w2, w3: sum(ring_all_gather(wire, F.linear(_inner(x, w1, w3), w2))))
 
 @parallel_mlp.mistake("the weights are gathered", hint=2)
 def _(wire, x, w1, w2, w3):
@@ -413,9 +370,8 @@ def _(seen):
     norms = [seen(whole.view(n, -1), torch.ones(3), 1.0).value[0][2] for n in (1, 2, 3, 4)]
     return torch.allclose(torch.stack(norms), norms[0].expand(4), rtol=1e-5)
 
-@clip_shards.limit("collective_bytes", "one number of each rank, in an all-reduce that pads it to N")
-def _(shards, gains, max_norm):
-    return 2 * (len(shards) - 1) * len(shards) * 4
+clip_shards.limit("collective_bytes", "one number of each rank, in an all-reduce that pads it to N",
+    lambda shards, gains, max_norm: 2 * (len(shards) - 1) * len(shards) * 4)
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c035
 @clip_shards.mistake("the code as it was given", hint=1)
@@ -424,41 +380,28 @@ def _(wire, shard, gains, max_norm):
     norm = ring_all_reduce(wire, torch.cat([shard, gains]).norm())
     return shard * (max_norm / norm), gains * (max_norm / norm), norm
 
-@clip_shards.mistake("lengths are added", hint=1)
-def _(wire, *args):
-    "3 and 4 make 5, not 7: add squares and take the root of the sum."
-    return _clip(wire, *args, total=lambda w, s, g: (ring_all_reduce(w, s.sqrt()) ** 2 + g).sqrt())
-
-@clip_shards.mistake("each rank for itself", hint=1)
-def _(wire, *args):
-    "Each rank clips by its own length, so the shards of one gradient get different factors."
-    return _clip(wire, *args, total=lambda w, s, g: (s + g).sqrt())
-
-@clip_shards.mistake("gains count on every rank", hint=2)
-def _(wire, *args):
-    "gains is one tensor with N copies: its squares belong to the sum once."
-    return _clip(wire, *args, total=lambda w, s, g: ring_all_reduce(w, s + g).sqrt())
-
-@clip_shards.mistake("gains are left out", hint=2)
-def _(wire, *args):
-    "The length is that of all parameters together; the squares of gains are missing."
-    return _clip(wire, *args, total=lambda w, s, g: ring_all_reduce(w, s).sqrt())
+clip_shards.mistake("lengths are added", 1,
+    "3 and 4 make 5, not 7: add squares and take the root of the sum.",
+    _clip, total=lambda w, s, g: (ring_all_reduce(w, s.sqrt()) ** 2 + g).sqrt())
+clip_shards.mistake("each rank for itself", 1,
+    "Each rank clips by its own length, so the shards of one gradient get different factors.",
+    _clip, total=lambda w, s, g: (s + g).sqrt())
+clip_shards.mistake("gains count on every rank", 2,
+    "gains is one tensor with N copies: its squares belong to the sum once.",
+    _clip, total=lambda w, s, g: ring_all_reduce(w, s + g).sqrt())
+clip_shards.mistake("gains are left out", 2,
+    "The length is that of all parameters together; the squares of gains are missing.",
+    _clip, total=lambda w, s, g: ring_all_reduce(w, s).sqrt())
 
 # %% ../../nbs/exercises/12_parallel.ipynb #c036
-@clip_shards.mistake("short gradients are made longer", hint=2)
-def _(wire, *args):
-    "A gradient that is short enough stays as it is: the factor is at most 1."
-    return _clip(wire, *args, scale=lambda norm, most: most / norm)
-
-@clip_shards.mistake("a mean of the squares", hint=1)
-def _(wire, *args):
-    "The squares are divided by the number of ranks: the shards are pieces, not copies."
-    return _clip(wire, *args, total=lambda w, s, g: (ring_all_reduce(w, s) / w.size + g).sqrt())
-
-@clip_shards.mistake("the square of the length", hint=3)
-def _(wire, *args):
-    "The root of the sum of squares is missing."
-    return _clip(wire, *args, total=lambda w, s, g: ring_all_reduce(w, s) + g)
+clip_shards.mistake("short gradients are made longer", 2,
+    "A gradient that is short enough stays as it is: the factor is at most 1.",
+    _clip, scale=lambda norm, most: most / norm)
+clip_shards.mistake("a mean of the squares", 1,
+    "The squares are divided by the number of ranks: the shards are pieces, not copies.",
+    _clip, total=lambda w, s, g: (ring_all_reduce(w, s) / w.size + g).sqrt())
+clip_shards.mistake("the square of the length", 3,
+    "The root of the sum of squares is missing.", _clip, total=lambda w, s, g: ring_all_reduce(w, s) + g)
 
 @clip_shards.mistake("the whole gradient is gathered", hint=3)
 def _(wire, shard, gains, max_norm):

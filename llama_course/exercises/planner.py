@@ -51,7 +51,7 @@ def needed(D, L, F, V, data, tensor, sequence, micro_batch, seq_len, spread=None
              10.0 * tokens * V / tensor)
     return {part: size / GIB for part, size in zip(PARTS, bytes)}
 
-memory_gib.right(lambda *case: needed(*case))
+memory_gib.right(needed)
 
 @memory_gib.right
 def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
@@ -95,15 +95,12 @@ def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
     "That is plain data parallelism; FSDP spreads the states over the data ranks as well."
     return needed(D, L, F, V, data, tensor, sequence, micro_batch, seq_len, spread=tensor)
 
-@memory_gib.mistake("activations divided by the data ranks", hint=2)
-def _(*case):
-    "micro_batch is already the number of sequences of one data rank."
-    return _changed(lambda parts, c: parts | {"activations": parts["activations"] / c["data"]})(*case)
-
-@memory_gib.mistake("one layer of activations", hint=2)
-def _(*case):
-    "Every layer keeps its activations until the backward pass comes to it."
-    return _changed(lambda parts, c: parts | {"activations": parts["activations"] / c["L"]})(*case)
+memory_gib.mistake("activations divided by the data ranks", 2,
+    "micro_batch is already the number of sequences of one data rank.",
+    _changed(lambda parts, c: parts | {"activations": parts["activations"] / c["data"]}))
+memory_gib.mistake("one layer of activations", 2,
+    "Every layer keeps its activations until the backward pass comes to it.",
+    _changed(lambda parts, c: parts | {"activations": parts["activations"] / c["L"]}))
 
 # %% ../../nbs/exercises/13_planner.ipynb #c010
 @memory_gib.mistake("sequence parallelism always on", hint=3)
@@ -116,15 +113,11 @@ def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
     "With it, the stream and the norms are spread too."
     return needed(D, L, F, V, data, tensor, False, micro_batch, seq_len)
 
-@memory_gib.mistake("a GiB of 10⁹ bytes", hint=3)
-def _(*case):
-    "10⁹ bytes are a GB; a GiB is 2**30."
-    return {part: size * GIB / 1e9 for part, size in needed(*case).items()}
-
-@memory_gib.mistake("logits whole on every tensor rank", hint=3)
-def _(*case):
-    "The output matrix is split by the vocabulary: each tensor rank has V / t logits."
-    return _changed(lambda parts, c: parts | {"logits": parts["logits"] * c["tensor"]})(*case)
+memory_gib.mistake("a GiB of 10⁹ bytes", 3, "10⁹ bytes are a GB; a GiB is 2**30.",
+    lambda *case: {part: size * GIB / 1e9 for part, size in needed(*case).items()})
+memory_gib.mistake("logits whole on every tensor rank", 3,
+    "The output matrix is split by the vocabulary: each tensor rank has V / t logits.",
+    _changed(lambda parts, c: parts | {"logits": parts["logits"] * c["tensor"]}))
 
 @memory_gib.mistake("the matrices of the blocks alone", hint=1)
 def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
@@ -170,7 +163,7 @@ def cluster(states, activations, room, tokens, speed, efficiency, days, most, si
         gpus *= 2
     return None
 
-smallest_cluster.right(lambda *case: cluster(*case))
+smallest_cluster.right(cluster)
 
 @smallest_cluster.right
 def _(states, activations, room, tokens, speed, efficiency, days, most):
@@ -196,15 +189,12 @@ def _(seen):
     return seen(*_CASE, 30.0, gpus).value[0] == gpus and seen(*_CASE, 30.0, gpus // 2).value is None
 
 # %% ../../nbs/exercises/13_planner.ipynb #c017
-@smallest_cluster.mistake("the memory is not looked at", hint=2)
-def _(states, activations, *rest):
-    "A layout that does not fit is no layout, however fast."
-    return cluster(0.0, 0.0, *rest)
-
-@smallest_cluster.mistake("the activations are forgotten", hint=2)
-def _(states, activations, *rest):
-    "Model states and activations must fit together."
-    return cluster(states, 0.0, *rest)
+smallest_cluster.mistake("the memory is not looked at", 2,
+    "A layout that does not fit is no layout, however fast.",
+    lambda states, activations, *rest: cluster(0.0, 0.0, *rest))
+smallest_cluster.mistake("the activations are forgotten", 2,
+    "Model states and activations must fit together.",
+    lambda states, activations, *rest: cluster(states, 0.0, *rest))
 
 @smallest_cluster.mistake("activations spread over all GPUs", hint=2)
 def _(states, activations, room, tokens, speed, efficiency, days, most):
@@ -277,7 +267,7 @@ def bill(tokens, speed, gpus, watts, pue, intensity):
     mwh = hours * watts * pue / 1e6
     return {"gpu_hours": hours, "mwh": mwh, "tco2e": mwh * intensity, "months": hours / gpus / 24 / 30.44}
 
-carbon_bill.right(lambda *case: bill(*case))
+carbon_bill.right(bill)
 
 @carbon_bill.right
 def _(tokens, speed, gpus, watts, pue, intensity):
@@ -298,15 +288,10 @@ def _(seen):
     return abs(seen(hours * 3600, 1.0, 2048, 400.0, 1.1, 0.385).value["months"] - 4.01) < 0.01
 
 # %% ../../nbs/exercises/13_planner.ipynb #c024
-@carbon_bill.mistake("the PUE is forgotten", hint=2)
-def _(tokens, speed, gpus, watts, pue, intensity):
-    "The building takes its share: multiply by the PUE."
-    return bill(tokens, speed, gpus, watts, 1.0, intensity)
-
-@carbon_bill.mistake("divided by the PUE", hint=2)
-def _(tokens, speed, gpus, watts, pue, intensity):
-    "The building needs more than its GPUs, not less."
-    return bill(tokens, speed, gpus, watts, 1 / pue, intensity)
+carbon_bill.mistake("the PUE is forgotten", 2, "The building takes its share: multiply by the PUE.",
+    lambda tokens, speed, gpus, watts, pue, intensity: bill(tokens, speed, gpus, watts, 1.0, intensity))
+carbon_bill.mistake("divided by the PUE", 2, "The building needs more than its GPUs, not less.",
+    lambda tokens, speed, gpus, watts, pue, intensity: bill(tokens, speed, gpus, watts, 1 / pue, intensity))
 
 @carbon_bill.mistake("the PUE twice", hint=2)
 def _(tokens, speed, gpus, watts, pue, intensity):
@@ -330,15 +315,10 @@ def _(*case):
     "Watt-hours divided by a million are MWh."
     return (lambda right: right | {"mwh": 1000 * right["mwh"], "tco2e": 1000 * right["tco2e"]})(bill(*case))
 
-@carbon_bill.mistake("kilograms for tonnes", hint=3)
-def _(*case):
-    "kg a kWh is tonnes a MWh: no factor of a thousand is left."
-    return (lambda right: right | {"tco2e": 1000 * right["tco2e"]})(bill(*case))
-
-@carbon_bill.mistake("minutes for hours", hint=1)
-def _(tokens, speed, gpus, watts, pue, intensity):
-    "An hour has 3,600 seconds."
-    return bill(60 * tokens, speed, gpus, watts, pue, intensity)
+carbon_bill.mistake("kilograms for tonnes", 3, "kg a kWh is tonnes a MWh: no factor of a thousand is left.",
+    lambda *case: (lambda right: right | {"tco2e": 1000 * right["tco2e"]})(bill(*case)))
+carbon_bill.mistake("minutes for hours", 1, "An hour has 3,600 seconds.",
+    lambda tokens, speed, gpus, watts, pue, intensity: bill(60 * tokens, speed, gpus, watts, pue, intensity))
 
 @carbon_bill.mistake("the code as it was given", hint=1)
 def _(tokens, speed, gpus, watts, pue, intensity):

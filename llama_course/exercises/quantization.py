@@ -90,16 +90,13 @@ def _(weight, bits, group):
     scale = lambda g, b: _scales(g, b).amax(1, keepdim=True).expand(*g.shape[:2], 1)
     return _with(scale)(weight, bits, group)
 
-@quantize_groups.mistake("one scale for the matrix", hint=2)
-def _(weight, bits, group):
-    "Every group has its own scale: one outlier must not spoil the whole matrix."
-    return _with(lambda g, b: _scales(g, b).max().expand(*g.shape[:2], 1))(weight, bits, group)
+quantize_groups.mistake("one scale for the matrix", 2,
+    "Every group has its own scale: one outlier must not spoil the whole matrix.",
+    _with(lambda g, b: _scales(g, b).max().expand(*g.shape[:2], 1)))
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c010
-@quantize_groups.mistake("divided by 128", hint=1)
-def _(weight, bits, group):
-    "The largest code of eight bits is 127, of four bits 7: 128 and 8 do not exist on the positive side."
-    return _with(lambda g, b: g.abs().amax(-1, keepdim=True) / 2 ** (b - 1))(weight, bits, group)
+quantize_groups.mistake("divided by 128", 1,
+    "The largest code of eight bits is 127, of four bits 7: 128 and 8 do not exist on the positive side.",
+    _with(lambda g, b: g.abs().amax(-1, keepdim=True) / 2 ** (b - 1)))
 
 @quantize_groups.mistake("the largest, not the largest without sign", hint=1)
 def _(weight, bits, group):
@@ -107,7 +104,7 @@ def _(weight, bits, group):
     scale = lambda g, b: g.amax(-1, keepdim=True).clamp_min(0) / (2 ** (b - 1) - 1)
     return _with(scale)(weight, bits, group)
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c011
+# %% ../../nbs/exercises/16_quantization.ipynb #c010
 @quantize_groups.mistake("cut instead of rounded", hint=3)
 def _(weight, bits, group):
     ".to(torch.int8) cuts towards zero: round first."
@@ -126,10 +123,8 @@ def _(weight, bits, group):
     codes = lambda g, s: (g / s).round().nan_to_num(nan=1.0).to(torch.int8)
     return _with(_scales, codes)(weight, bits, group)
 
-@quantize_groups.mistake("eight bits always", hint=1)
-def _(weight, bits, group):
-    "Four bits end at 7: codes up to 127 do not fit."
-    return _with(lambda g, b: _scales(g, 8))(weight, bits, group)
+quantize_groups.mistake("eight bits always", 1,
+    "Four bits end at 7: codes up to 127 do not fit.", _with(lambda g, b: _scales(g, 8)))
 
 @quantize_groups.mistake("from 0 to 255", hint=1)
 def _(weight, bits, group):
@@ -137,7 +132,7 @@ def _(weight, bits, group):
     span = lambda g, b: (g.amax(-1, keepdim=True) - g.amin(-1, keepdim=True)) / (2**b - 1)
     return _with(span)(weight, bits, group)
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c014
+# %% ../../nbs/exercises/16_quantization.ipynb #c013
 int4_product = Exercise(
     "int4_product", chapter="16_quantization", kind="extend", factor=64.0,
     points={"values": 6, "invariant": 2, "ledger": 2},
@@ -166,7 +161,7 @@ def _product(codes, scale, low, x):
 @int4_product.reference
 def _(packed, scale, low, x): return _product(_unpacked(packed).to(x.dtype), scale, low, x)
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c015
+# %% ../../nbs/exercises/16_quantization.ipynb #c014
 @int4_product.invariant("it is linear in x")
 def _(seen):
     packed, scale, low, x = next(int4_product.make_cases(5))
@@ -174,9 +169,8 @@ def _(seen):
     one, two, both = (seen(packed, scale, low, v).value for v in (x, y, x + 2 * y))
     return torch.allclose(one + 2 * two, both, atol=1e-2)
 
-@int4_product.limit("largest_tensor", "no tensor has more numbers than the matrix")
-def _(packed, scale, low, x):
-    return 2 * packed.numel()
+int4_product.limit("largest_tensor", "no tensor has more numbers than the matrix",
+    lambda packed, scale, low, x: 2 * packed.numel())
 
 @int4_product.right
 def _(packed, scale, low, x): return _product(_unpacked(packed), scale, low, x)
@@ -189,11 +183,9 @@ def _(packed, scale, low, x):
         total = total + (products * scale[..., half] + low[..., half] * parts[:, half].sum(-1)).sum(-1)
     return total
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c017
-@int4_product.mistake("the halves exchanged", hint=1)
-def _(packed, scale, low, x):
-    "The low half of each byte comes first."
-    return _product(torch.stack([packed >> 4, packed & 15], -2), scale, low, x)
+# %% ../../nbs/exercises/16_quantization.ipynb #c016
+int4_product.mistake("the halves exchanged", 1, "The low half of each byte comes first.",
+    lambda packed, scale, low, x: _product(torch.stack([packed >> 4, packed & 15], -2), scale, low, x))
 
 @int4_product.mistake("neighbours share a byte", hint=2)
 def _(packed, scale, low, x):
@@ -201,41 +193,28 @@ def _(packed, scale, low, x):
     codes = torch.stack([packed & 15, packed >> 4], -1).flatten(-2).unflatten(-1, (2, 32))
     return _product(codes, scale, low, x)
 
-@int4_product.mistake("the high half is not moved", hint=1)
-def _(packed, scale, low, x):
-    "packed & 240 is the high half times 16: shift it down by four bits."
-    return _product(torch.stack([packed & 15, packed & 240], -2), scale, low, x)
+int4_product.mistake("the high half is not moved", 1,
+    "packed & 240 is the high half times 16: shift it down by four bits.",
+    lambda packed, scale, low, x: _product(torch.stack([packed & 15, packed & 240], -2), scale, low, x))
+int4_product.mistake("the low half is not cut off", 1, "The byte holds both codes: & 15 keeps the low one.",
+    lambda packed, scale, low, x: _product(torch.stack([packed, packed >> 4], -2), scale, low, x))
+int4_product.mistake("the lowest value is forgotten", 3,
+    "Code 0 is the lowest weight of the group, not zero: scale * code + low.",
+    lambda packed, scale, low, x: _product(_unpacked(packed), scale, 0 * low, x))
 
-@int4_product.mistake("the low half is not cut off", hint=1)
-def _(packed, scale, low, x):
-    "The byte holds both codes: & 15 keeps the low one."
-    return _product(torch.stack([packed, packed >> 4], -2), scale, low, x)
-
-@int4_product.mistake("the lowest value is forgotten", hint=3)
-def _(packed, scale, low, x):
-    "Code 0 is the lowest weight of the group, not zero: scale * code + low."
-    return _product(_unpacked(packed), scale, 0 * low, x)
-
-# %% ../../nbs/exercises/16_quantization.ipynb #c018
-@int4_product.mistake("codes from -8 to 7", hint=3)
-def _(packed, scale, low, x):
-    "That is Q4_0's way, without a lowest value; here codes go from 0 to 15."
-    return _product(_unpacked(packed).to(torch.int8) - 8, scale, low, x)
-
-@int4_product.mistake("one scale for both groups", hint=2)
-def _(packed, scale, low, x):
-    "Each group of 32 has its own scale: the second is scale[..., 1]."
-    return _product(_unpacked(packed), scale[..., :1], low, x)
-
-@int4_product.mistake("low is scaled, too", hint=3)
-def _(packed, scale, low, x):
-    "scale * (code + low) is another number than scale * code + low."
-    return ((_unpacked(packed) + low[..., None]) * scale[..., None]).flatten(1) @ x
-
-@int4_product.mistake("low is added once", hint=3)
-def _(packed, scale, low, x):
-    "low belongs to each weight, so it is multiplied by the sum of its group's x."
-    return _product(_unpacked(packed), scale, 0 * low, x) + low.sum((1, 2))
+# %% ../../nbs/exercises/16_quantization.ipynb #c017
+int4_product.mistake("codes from -8 to 7", 3,
+    "That is Q4_0's way, without a lowest value; here codes go from 0 to 15.",
+    lambda packed, scale, low, x: _product(_unpacked(packed).to(torch.int8) - 8, scale, low, x))
+int4_product.mistake("one scale for both groups", 2,
+    "Each group of 32 has its own scale: the second is scale[..., 1].",
+    lambda packed, scale, low, x: _product(_unpacked(packed), scale[..., :1], low, x))
+int4_product.mistake("low is scaled, too", 3,
+    "scale * (code + low) is another number than scale * code + low.",
+    lambda packed, scale, low, x: ((_unpacked(packed) + low[..., None]) * scale[..., None]).flatten(1) @ x)
+int4_product.mistake("low is added once", 3,
+    "low belongs to each weight, so it is multiplied by the sum of its group's x.",
+    lambda packed, scale, low, x: _product(_unpacked(packed), scale, 0 * low, x) + low.sum((1, 2)))
 
 @int4_product.mistake("a matrix of products", hint=3)
 def _(packed, scale, low, x):
@@ -244,7 +223,7 @@ def _(packed, scale, low, x):
     table.expand(16, *packed.shape[:2], 2, 32).contiguous()
     return _product(_unpacked(packed), scale, low, x)
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c021
+# %% ../../nbs/exercises/16_quantization.ipynb #c020
 tokens_per_second = Exercise(
     "tokens_per_second", chapter="16_quantization", kind="diagnose",
     points={"values": 7, "invariant": 3},
@@ -256,7 +235,7 @@ tokens_per_second = Exercise(
     ),
 )
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c022
+# %% ../../nbs/exercises/16_quantization.ipynb #c021
 @tokens_per_second.cases
 def _(seed):
     random = torch.Generator().manual_seed(seed)
@@ -276,7 +255,7 @@ def _bytes(D, L, H, K, F_, V, bits, group, position, *, embedding=0, output=1, f
 def _(D, L, H, K, F_, V, bits, group, position, bandwidth):
     return bandwidth / _bytes(D, L, H, K, F_, V, bits, group, position)
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c023
+# %% ../../nbs/exercises/16_quantization.ipynb #c022
 @tokens_per_second.invariant("twice the bandwidth is twice the speed, and a longer text is slower")
 def _(seen):
     case = 64, 2, 4, 2, 192, 1000, 8, 32, 100
@@ -296,7 +275,7 @@ def _(D, L, H, K, F_, V, bits, group, position, bandwidth):
     moved = (L * layer + V * D) * per_weight + L * position * 4 * width
     return bandwidth / moved
 
-# %% ../../nbs/exercises/16_quantization.ipynb #c025
+# %% ../../nbs/exercises/16_quantization.ipynb #c024
 def _wrong(*case, **how): return case[-1] / _bytes(*case[:-1], **how)
 
 @tokens_per_second.mistake("the prediction as it was given", hint=1)
@@ -305,48 +284,23 @@ def _(D, L, H, K, F_, V, bits, group, position, bandwidth):
     moved = _bytes(D, L, H, K, F_, V, bits, group, 0, embedding=1) + 2 * L * D * position * 2
     return bandwidth / moved
 
-@tokens_per_second.mistake("the whole embedding", hint=1)
-def _(*case):
-    "One token needs one row of the embedding, not all of them."
-    return _wrong(*case, embedding=1)
+tokens_per_second.mistake("the whole embedding", 1,
+    "One token needs one row of the embedding, not all of them.", _wrong, embedding=1)
+tokens_per_second.mistake("without the output", 2,
+    "The scores of all tokens need the whole output matrix.", _wrong, output=0)
+tokens_per_second.mistake("as many keys as queries", 3,
+    "With grouped queries wk, wv and the cache have K heads, not H.",
+    lambda *case: _wrong(*case, heads=case[2]))
 
-@tokens_per_second.mistake("without the output", hint=2)
-def _(*case):
-    "The scores of all tokens need the whole output matrix."
-    return _wrong(*case, output=0)
-
-@tokens_per_second.mistake("as many keys as queries", hint=3)
-def _(*case):
-    "With grouped queries wk, wv and the cache have K heads, not H."
-    return _wrong(*case, heads=case[2])
-
-# %% ../../nbs/exercises/16_quantization.ipynb #c026
-@tokens_per_second.mistake("keys without values", hint=3)
-def _(*case):
-    "The cache holds keys and values."
-    return _wrong(*case, kinds=1)
-
-@tokens_per_second.mistake("without the cache", hint=3)
-def _(*case):
-    "Every token reads the keys and values of all positions before it."
-    return _wrong(*case, kinds=0)
-
-@tokens_per_second.mistake("without the scales", hint=2)
-def _(*case):
-    "A group brings a scale of 16 bits: 16 / group more bits a weight."
-    return _wrong(*case, scale=0)
-
-@tokens_per_second.mistake("two matrices in the feed-forward part", hint=2)
-def _(*case):
-    "SwiGLU has three matrices: the gate is one of them."
-    return _wrong(*case, ffn=2)
-
-@tokens_per_second.mistake("bits taken for bytes", hint=2)
-def _(*case):
-    "Eight bits are one byte."
-    return case[-1] / (8 * _bytes(*case[:-2], 0) + _bytes(*case[:-1]) - _bytes(*case[:-2], 0))
-
-@tokens_per_second.mistake("a cache in 32 bits", hint=3)
-def _(*case):
-    "The cache is said to hold two bytes a number."
-    return _wrong(*case, itemsize=4)
+tokens_per_second.mistake("keys without values", 3,
+    "The cache holds keys and values.", _wrong, kinds=1)
+tokens_per_second.mistake("without the cache", 3,
+    "Every token reads the keys and values of all positions before it.", _wrong, kinds=0)
+tokens_per_second.mistake("without the scales", 2,
+    "A group brings a scale of 16 bits: 16 / group more bits a weight.", _wrong, scale=0)
+tokens_per_second.mistake("two matrices in the feed-forward part", 2,
+    "SwiGLU has three matrices: the gate is one of them.", _wrong, ffn=2)
+tokens_per_second.mistake("bits taken for bytes", 2, "Eight bits are one byte.",
+    lambda *case: case[-1] / (8 * _bytes(*case[:-2], 0) + _bytes(*case[:-1]) - _bytes(*case[:-2], 0)))
+tokens_per_second.mistake("a cache in 32 bits", 3,
+    "The cache is said to hold two bytes a number.", _wrong, itemsize=4)

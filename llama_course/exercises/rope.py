@@ -24,7 +24,7 @@ def rope_cases(seed: int):
         positions = torch.randperm(far, generator=random)[: shape[1]]
         yield torch.randn(shape, generator=random).to(dtype), positions, theta
 
-# %% ../../nbs/exercises/06_rope.ipynb #c006
+# %% ../../nbs/exercises/06_rope.ipynb #c007
 rope = Exercise(
     "rope", chapter="06_rope", kind="rebuild", wrt=("x",),
     condition=lambda x, positions, theta: 1 + positions.max().item() if x.dtype == torch.float32 else 1.0,
@@ -43,7 +43,7 @@ rope = Exercise(
 )
 rope.cases(rope_cases)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c008
+# %% ../../nbs/exercises/06_rope.ipynb #c009
 @rope.reference
 def rope_reference(x, positions, theta):
     Q = x.shape[-1]
@@ -61,7 +61,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c010
+# %% ../../nbs/exercises/06_rope.ipynb #c011
 @rope.right
 def _(x, positions, theta):
     return _turn(x, *_table(positions, x.shape[-1], theta))
@@ -81,7 +81,7 @@ def _(x, positions, theta):
     beside = torch.stack((-x[..., 1::2], x[..., 0::2]), -1).reshape(x.shape)
     return (x * cos + beside * sin).to(x.dtype)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c013
+# %% ../../nbs/exercises/06_rope.ipynb #c014
 @rope.invariant("the score of a query and a key depends on their distance alone")
 def _(seen):
     random = torch.Generator().manual_seed(5)
@@ -107,29 +107,18 @@ def _(seen):
     alone = [seen(x[:, t : t + 1], positions[t : t + 1], 10000.0).value for t in range(4)]
     return torch.allclose(torch.cat(alone, 1), together, atol=1e-6)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c015
-@rope.limit("saved_bytes", "the backward pass needs cosine and sine of each position, once for all heads")
-def _(x, positions, theta):
-    return 8 * len(positions) * x.shape[-1]
+# %% ../../nbs/exercises/06_rope.ipynb #c016
+rope.limit("saved_bytes", "the backward pass needs cosine and sine of each position, once for all heads",
+    lambda x, positions, theta: 8 * len(positions) * x.shape[-1])
+rope.limit("largest_tensor", "nothing larger than x is needed", lambda x, positions, theta: x.numel())
+rope.limit("flops", "no matrix product is needed", lambda x, positions, theta: 0)
 
-@rope.limit("largest_tensor", "nothing larger than x is needed")
-def _(x, positions, theta):
-    return x.numel()
-
-@rope.limit("flops", "no matrix product is needed")
-def _(x, positions, theta):
-    return 0
-
-# %% ../../nbs/exercises/06_rope.ipynb #c017
-@rope.mistake("the positions are ignored", hint=1)
-def _(x, positions, theta):
-    "The tokens are counted 0, 1, 2, ... whatever positions are given; with a cache they start elsewhere."
-    return _turn(x, *_table(torch.arange(len(positions)), x.shape[-1], theta))
-
-@rope.mistake("positions start at one", hint=1)
-def _(x, positions, theta):
-    "Each position is one too large: position 0 must change nothing."
-    return _turn(x, *_table(positions + 1, x.shape[-1], theta))
+# %% ../../nbs/exercises/06_rope.ipynb #c018
+rope.mistake("the positions are ignored", 1,
+    "The tokens are counted 0, 1, 2, ... whatever positions are given; with a cache they start elsewhere.",
+    lambda x, positions, theta: _turn(x, *_table(torch.arange(len(positions)), x.shape[-1], theta)))
+rope.mistake("positions start at one", 1, "Each position is one too large: position 0 must change nothing.",
+    lambda x, positions, theta: _turn(x, *_table(positions + 1, x.shape[-1], theta)))
 
 @rope.mistake("the other layout", hint=1)
 def _(x, positions, theta):
@@ -137,17 +126,14 @@ def _(x, positions, theta):
     (cos, sin), (u, v) = _table(positions, x.shape[-1], theta), x.chunk(2, -1)
     return torch.cat((u * cos - v * sin, u * sin + v * cos), -1).type_as(x)
 
-@rope.mistake("theta to the i/Q", hint=2)
-def _(x, positions, theta):
-    "The exponent of pair i is -2i/Q; with -i/Q the frequencies fall only half as fast."
-    return _turn(x, *_table(positions, x.shape[-1], theta**0.5))
+rope.mistake("theta to the i/Q", 2,
+    "The exponent of pair i is -2i/Q; with -i/Q the frequencies fall only half as fast.",
+    lambda x, positions, theta: _turn(x, *_table(positions, x.shape[-1], theta**0.5)))
+rope.mistake("frequencies inverted", 2,
+    "theta ** (+2i/Q): the later pairs must turn more slowly, not faster.",
+    lambda x, positions, theta: _turn(x, *_table(positions, x.shape[-1], 1 / theta)))
 
-@rope.mistake("frequencies inverted", hint=2)
-def _(x, positions, theta):
-    "theta ** (+2i/Q): the later pairs must turn more slowly, not faster."
-    return _turn(x, *_table(positions, x.shape[-1], 1 / theta))
-
-# %% ../../nbs/exercises/06_rope.ipynb #c018
+# %% ../../nbs/exercises/06_rope.ipynb #c019
 @rope.mistake("the wrong direction", hint=2)
 def _(x, positions, theta):
     "The sign of the sine is flipped: pairs are turned backwards."
@@ -166,10 +152,8 @@ def _(x, positions, theta):
     turned = _turn(x.transpose(1, 2), *_table(torch.arange(x.shape[2]), x.shape[-1], theta))
     return turned.transpose(1, 2)
 
-@rope.mistake("theta fixed at 10000", hint=2)
-def _(x, positions, theta):
-    "theta is an argument: later models use other values."
-    return _turn(x, *_table(positions, x.shape[-1], 10000.0))
+rope.mistake("theta fixed at 10000", 2, "theta is an argument: later models use other values.",
+    lambda x, positions, theta: _turn(x, *_table(positions, x.shape[-1], 10000.0)))
 
 @rope.mistake("only the first half is turned", hint=1)
 def _(x, positions, theta):
@@ -177,16 +161,15 @@ def _(x, positions, theta):
     half = x.shape[-1] // 2
     return torch.cat((_turn(x[..., :half], *_table(positions, half, theta)), x[..., half:]), -1)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c019
+# %% ../../nbs/exercises/06_rope.ipynb #c020
 @rope.mistake("angles in the dtype of x", hint=3)
 def _(x, positions, theta):
     "16 bits do not hold large positions: bfloat16 does not tell 256 from 257. Compute the angles in float32."
     return _turn(x, *_table(positions, x.shape[-1], theta, x.dtype))
 
-@rope.mistake("the result stays float32", hint=3)
-def _(x, positions, theta):
-    "The result must have the dtype of x: come back with .type_as(x)."
-    return _turn(x.float(), *_table(positions, x.shape[-1], theta))
+rope.mistake("the result stays float32", 3,
+    "The result must have the dtype of x: come back with .type_as(x).",
+    lambda x, positions, theta: _turn(x.float(), *_table(positions, x.shape[-1], theta)))
 
 @rope.mistake("a cached table for other positions", hint=4)
 def _(x, positions, theta, last={}):
@@ -197,7 +180,7 @@ def _(x, positions, theta, last={}):
         last[key] = _table(positions, x.shape[-1], theta)
     return _turn(x, *last[key])
 
-# %% ../../nbs/exercises/06_rope.ipynb #c020
+# %% ../../nbs/exercises/06_rope.ipynb #c021
 @rope.mistake("a table for every head", hint=4)
 def _(x, positions, theta):
     "Cosine and sine are repeated to the shape of x; broadcasting does the same without storing it."
@@ -211,7 +194,7 @@ def _(x, positions, theta):
     matrices = _turn(identity, *_table(positions, x.shape[-1], theta))[0]
     return torch.einsum("bthi,tij->bthj", x.float(), matrices).type_as(x)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c023
+# %% ../../nbs/exercises/06_rope.ipynb #c024
 shift_keys = Exercise(
     "shift_keys", chapter="06_rope", kind="extend", wrt=("keys",),
     condition=lambda keys, shift, theta: 1 + abs(shift) if keys.dtype == torch.float32 else 1.0,
@@ -226,7 +209,7 @@ shift_keys = Exercise(
     ),
 )
 
-# %% ../../nbs/exercises/06_rope.ipynb #c024
+# %% ../../nbs/exercises/06_rope.ipynb #c025
 @shift_keys.cases
 def _(seed):
     random = torch.Generator().manual_seed(seed)
@@ -244,7 +227,7 @@ def _(keys, shift, theta):
     pairs = torch.view_as_complex(keys.unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * turn).flatten(-2)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c025
+# %% ../../nbs/exercises/06_rope.ipynb #c026
 def _one_row(shift, Q: int, theta: float, dtype=torch.float32) -> tuple:
     "Cosine and sine of one position, (Q/2,) each."
     angle = shift * theta ** (-torch.arange(0, Q, 2).to(dtype) / Q)
@@ -261,7 +244,7 @@ def _(keys, shift, theta):
     pairs = torch.view_as_complex(keys.float().unflatten(-1, (Q // 2, 2)).contiguous())
     return torch.view_as_real(pairs * torch.polar(torch.ones(Q // 2), angle)).flatten(-2).to(keys.dtype)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c026
+# %% ../../nbs/exercises/06_rope.ipynb #c027
 @shift_keys.invariant("moving by a and then by b is moving by a + b; back again is no move at all")
 def _(seen):
     keys = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(7))
@@ -278,30 +261,23 @@ def _(seen):
     wanted = rope_reference(keys.double(), at + 12, 10000.0).float().transpose(1, 2)
     return torch.allclose(seen(turned, 12, 10000.0).value, wanted, atol=1e-4)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c027
-@shift_keys.limit("saved_bytes", "one row of cosines and sines serves every key")
-def _(keys, shift, theta):
-    return 8 * keys.shape[-1]
+# %% ../../nbs/exercises/06_rope.ipynb #c028
+shift_keys.limit("saved_bytes", "one row of cosines and sines serves every key",
+    lambda keys, shift, theta: 8 * keys.shape[-1])
+shift_keys.limit("largest_tensor", "nothing larger than the keys is needed",
+    lambda keys, shift, theta: keys.numel())
+shift_keys.limit("flops", "no matrix product is needed", lambda keys, shift, theta: 0)
 
-@shift_keys.limit("largest_tensor", "nothing larger than the keys is needed")
-def _(keys, shift, theta):
-    return keys.numel()
-
-@shift_keys.limit("flops", "no matrix product is needed")
-def _(keys, shift, theta):
-    return 0
-
-# %% ../../nbs/exercises/06_rope.ipynb #c029
+# %% ../../nbs/exercises/06_rope.ipynb #c030
 @shift_keys.mistake("turned by each key's place as well", hint=2)
 def _(keys, shift, theta):
     "The keys are turned already: only the shift is added, not their places 0, 1, 2, ... in the cache."
     cos, sin = _table(torch.arange(keys.shape[2]) + shift, keys.shape[-1], theta)
     return _turn(keys, cos[:, 0], sin[:, 0])
 
-@shift_keys.mistake("moved the other way", hint=2)
-def _(keys, shift, theta):
-    "A positive shift means larger positions: the sign of the angle is flipped."
-    return _turn(keys, *_one_row(-shift, keys.shape[-1], theta))
+shift_keys.mistake("moved the other way", 2,
+    "A positive shift means larger positions: the sign of the angle is flipped.",
+    lambda keys, shift, theta: _turn(keys, *_one_row(-shift, keys.shape[-1], theta)))
 
 @shift_keys.mistake("the other layout", hint=3)
 def _(keys, shift, theta):
@@ -309,10 +285,9 @@ def _(keys, shift, theta):
     (cos, sin), (u, v) = _one_row(shift, keys.shape[-1], theta), keys.chunk(2, -1)
     return torch.cat((u * cos - v * sin, u * sin + v * cos), -1).type_as(keys)
 
-@shift_keys.mistake("the rows are moved, not turned", hint=1)
-def _(keys, shift, theta):
-    "roll() changes which place of the cache a key stands in; its angle stays that of the old position."
-    return keys.roll(shift, dims=2)
+shift_keys.mistake("the rows are moved, not turned", 1,
+    "roll() changes which place of the cache a key stands in; its angle stays that of the old position.",
+    lambda keys, shift, theta: keys.roll(shift, dims=2))
 
 @shift_keys.mistake("all pairs by the same angle", hint=2)
 def _(keys, shift, theta):
@@ -320,16 +295,12 @@ def _(keys, shift, theta):
     angle = torch.tensor(float(shift))
     return _turn(keys, angle.cos(), angle.sin())
 
-# %% ../../nbs/exercises/06_rope.ipynb #c030
-@shift_keys.mistake("theta fixed at 10000", hint=2)
-def _(keys, shift, theta):
-    "theta is an argument: later models use other values."
-    return _turn(keys, *_one_row(shift, keys.shape[-1], 10000.0))
-
-@shift_keys.mistake("theta to the i/Q", hint=2)
-def _(keys, shift, theta):
-    "The exponent of pair i is -2i/Q; with -i/Q the frequencies fall only half as fast."
-    return _turn(keys, *_one_row(shift, keys.shape[-1], theta**0.5))
+# %% ../../nbs/exercises/06_rope.ipynb #c031
+shift_keys.mistake("theta fixed at 10000", 2, "theta is an argument: later models use other values.",
+    lambda keys, shift, theta: _turn(keys, *_one_row(shift, keys.shape[-1], 10000.0)))
+shift_keys.mistake("theta to the i/Q", 2,
+    "The exponent of pair i is -2i/Q; with -i/Q the frequencies fall only half as fast.",
+    lambda keys, shift, theta: _turn(keys, *_one_row(shift, keys.shape[-1], theta**0.5)))
 
 @shift_keys.mistake("angles in the dtype of the keys", hint=3)
 def _(keys, shift, theta):
@@ -337,10 +308,8 @@ def _(keys, shift, theta):
     cos, sin = _one_row(torch.tensor(shift, dtype=keys.dtype), keys.shape[-1], theta, keys.dtype)
     return _turn(keys, cos, sin)
 
-@shift_keys.mistake("keys changed in place", hint=3)
-def _(keys, shift, theta):
-    "The caller's cache is overwritten: return new keys."
-    return keys.copy_(shift_keys.rights[0](keys, shift, theta))
+shift_keys.mistake("keys changed in place", 3, "The caller's cache is overwritten: return new keys.",
+    lambda keys, shift, theta: keys.copy_(shift_keys.rights[0](keys, shift, theta)))
 
 @shift_keys.mistake("a row of the table for every key", hint=3)
 def _(keys, shift, theta):
@@ -348,7 +317,7 @@ def _(keys, shift, theta):
     cos, sin = (t.expand(*keys.shape[:-1], -1).contiguous() for t in _one_row(shift, keys.shape[-1], theta))
     return _turn(keys, cos, sin)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c033
+# %% ../../nbs/exercises/06_rope.ipynb #c034
 decode_step = Exercise(
     "decode_step", chapter="06_rope", kind="diagnose", factor=16.0,
     condition=lambda q, k, v, past_k, past_v, theta: 1 + past_k.shape[2],
@@ -363,7 +332,7 @@ decode_step = Exercise(
     ),
 )
 
-# %% ../../nbs/exercises/06_rope.ipynb #c034
+# %% ../../nbs/exercises/06_rope.ipynb #c035
 @decode_step.cases
 def _(seed):
     random = torch.Generator().manual_seed(seed)
@@ -383,7 +352,7 @@ def _(q, k, v, past_k, past_v, theta):
     weights = torch.einsum("bhtq,bhsq->bhts", _turn_at(q, S, theta), keys / q.shape[-1] ** 0.5).softmax(-1)
     return torch.einsum("bhts,bhsq->bhtq", weights, values)
 
-# %% ../../nbs/exercises/06_rope.ipynb #c035
+# %% ../../nbs/exercises/06_rope.ipynb #c036
 @decode_step.invariant("token by token with the cache gives what causal attention gives over the whole text")
 def _(seen):
     q, k, v = torch.randn(3, 1, 2, 7, 8, generator=torch.Generator().manual_seed(9))
@@ -403,11 +372,10 @@ def _(seen):
     same = seen(q, k, v, past_k[:, :, order], past_v[:, :, order], 100.0).value
     return torch.allclose(seen(q, k, v, past_k, past_v, 100.0).value, same, atol=1e-5)
 
-@decode_step.limit("flops", "one query has one row of scores, and the same again for the values")
-def _(q, k, v, past_k, past_v, theta):
-    return 4 * past_k.numel() + 4 * k.numel()
+decode_step.limit("flops", "one query has one row of scores, and the same again for the values",
+    lambda q, k, v, past_k, past_v, theta: 4 * past_k.numel() + 4 * k.numel())
 
-# %% ../../nbs/exercises/06_rope.ipynb #c036
+# %% ../../nbs/exercises/06_rope.ipynb #c037
 def _step(q, k, v, past_k, past_v, theta, at=None, past=False, values=False, turn_k=True, scale=None):
     "A step of generation, with a place for each mistake."
     S = past_k.shape[2]
@@ -426,42 +394,26 @@ def _(q, k, v, past_k, past_v, theta):
     keys = torch.cat((past_k, _turn(k, cos, sin)), 2)
     return F.scaled_dot_product_attention(_turn(q, cos, sin), keys, torch.cat((past_v, v), 2))
 
-# %% ../../nbs/exercises/06_rope.ipynb #c038
-@decode_step.mistake("the step as it was given", hint=1)
-def _(q, k, v, past_k, past_v, theta):
-    "The new token stands at position 0, the cache is turned again, and so are the values."
-    return _step(q, k, v, past_k, past_v, theta, at=0, past=True, values=True)
-
-@decode_step.mistake("the new token stands at position 0", hint=2)
-def _(q, k, v, past_k, past_v, theta):
-    "The new token comes after S others: its position is S."
-    return _step(q, k, v, past_k, past_v, theta, at=0)
-
-@decode_step.mistake("one position too early", hint=3)
-def _(q, k, v, past_k, past_v, theta):
-    "Counting starts at 0, so after S tokens the next position is S, not S - 1."
-    return _step(q, k, v, past_k, past_v, theta, at=past_k.shape[2] - 1)
-
-@decode_step.mistake("the cache is turned again", hint=2)
-def _(q, k, v, past_k, past_v, theta):
-    "Cached keys were turned when they came in; each further turn moves them."
-    return _step(q, k, v, past_k, past_v, theta, past=True)
-
-@decode_step.mistake("the values are turned", hint=2)
-def _(q, k, v, past_k, past_v, theta):
-    "Only queries and keys are turned: a value says what is said, not where."
-    return _step(q, k, v, past_k, past_v, theta, values=True)
-
 # %% ../../nbs/exercises/06_rope.ipynb #c039
-@decode_step.mistake("the new key is not turned", hint=3)
-def _(q, k, v, past_k, past_v, theta):
-    "The query is turned and the new key is not: they no longer stand at the same place."
-    return _step(q, k, v, past_k, past_v, theta, turn_k=False)
+decode_step.mistake("the step as it was given", 1,
+    "The new token stands at position 0, the cache is turned again, and so are the values.",
+    _step, at=0, past=True, values=True)
+decode_step.mistake("the new token stands at position 0", 2,
+    "The new token comes after S others: its position is S.", _step, at=0)
+decode_step.mistake("one position too early", 3,
+    "Counting starts at 0, so after S tokens the next position is S, not S - 1.",
+    lambda q, k, v, past_k, past_v, theta: _step(q, k, v, past_k, past_v, theta, at=past_k.shape[2] - 1))
+decode_step.mistake("the cache is turned again", 2,
+    "Cached keys were turned when they came in; each further turn moves them.", _step, past=True)
+decode_step.mistake("the values are turned", 2,
+    "Only queries and keys are turned: a value says what is said, not where.", _step, values=True)
 
-@decode_step.mistake("no division by the root of Q", hint=1)
-def _(q, k, v, past_k, past_v, theta):
-    "Scores are divided by sqrt(Q) before the softmax."
-    return _step(q, k, v, past_k, past_v, theta, scale=1.0)
+# %% ../../nbs/exercises/06_rope.ipynb #c040
+decode_step.mistake("the new key is not turned", 3,
+    "The query is turned and the new key is not: they no longer stand at the same place.",
+    _step, turn_k=False)
+decode_step.mistake("no division by the root of Q", 1,
+    "Scores are divided by sqrt(Q) before the softmax.", _step, scale=1.0)
 
 @decode_step.mistake("the new value is left out", hint=1)
 def _(q, k, v, past_k, past_v, theta):

@@ -53,9 +53,7 @@ def by_the_rule(symbols, rank):
     return pieces
 
 # %% ../../nbs/exercises/03_tokenizer.ipynb #c010
-@merge_pieces.right
-def _(symbols, rank):
-    return merge(symbols, rank)
+merge_pieces.right(merge)
 
 @merge_pieces.right
 def _(symbols, rank):
@@ -94,20 +92,14 @@ def _merge_by(choose):
     return answer
 
 # %% ../../nbs/exercises/03_tokenizer.ipynb #c014
-@merge_pieces.mistake("the first pair instead of the best", hint=2)
-def _(symbols, rank):
-    "The leftmost pair that is a piece is merged; it must be the one with the smallest rank."
-    return _merge_by(lambda found: found[0])(symbols, rank)
-
-@merge_pieces.mistake("the worst pair first", hint=2)
-def _(symbols, rank):
-    "The largest rank is merged first; the smallest is the best."
-    return _merge_by(lambda found: max(found, key=lambda pair: (pair[0], -pair[1])))(symbols, rank)
-
-@merge_pieces.mistake("of equals the rightmost", hint=2)
-def _(symbols, rank):
-    "Where the best pair occurs more than once, the leftmost is merged first."
-    return _merge_by(lambda found: min(found, key=lambda pair: (pair[0], -pair[1])))(symbols, rank)
+merge_pieces.mistake("the first pair instead of the best", 2,
+    "The leftmost pair that is a piece is merged; it must be the one with the smallest rank.",
+    _merge_by(lambda found: found[0]))
+merge_pieces.mistake("the worst pair first", 2, "The largest rank is merged first; the smallest is the best.",
+    _merge_by(lambda found: max(found, key=lambda pair: (pair[0], -pair[1]))))
+merge_pieces.mistake("of equals the rightmost", 2,
+    "Where the best pair occurs more than once, the leftmost is merged first.",
+    _merge_by(lambda found: min(found, key=lambda pair: (pair[0], -pair[1]))))
 
 @merge_pieces.mistake("one merge and no more", hint=1)
 def _(symbols, rank):
@@ -117,7 +109,6 @@ def _(symbols, rank):
     _, i = min(found)
     return [*symbols[:i], symbols[i] + symbols[i + 1], *symbols[i + 2 :]]
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c015
 @merge_pieces.mistake("the longest piece from the left", hint=2)
 def _(symbols, rank):
     "That is greedy matching, as WordPiece does it: BPE merges pairs in the order of their ranks."
@@ -127,7 +118,7 @@ def _(symbols, rank):
         pieces, at = [*pieces, text[at:end]], end
     return pieces
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c016
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c015
 @merge_pieces.mistake("each piece once, in the order of ranks", hint=3)
 def _(symbols, rank):
     "One pass over the ranks is not enough: a merge can make a pair with a smaller rank possible."
@@ -148,7 +139,7 @@ def _(symbols, rank):
             pieces[i : i + 2], used = [pieces[i] + pieces[i + 1], ""], used | {i, i + 1}
     return [piece for piece in pieces if piece]
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c017
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c016
 @merge_pieces.mistake("overlapping pairs are merged twice", hint=3)
 def _(symbols, rank):
     "In a a a the middle one is used for both pairs, and the text gets longer."
@@ -162,10 +153,9 @@ def _(symbols, rank):
         pieces = new
     return pieces
 
-@merge_pieces.mistake("the ranks instead of the pieces", hint=1)
-def _(symbols, rank):
-    "The pieces are asked for, as texts, not their ranks."
-    return [rank.get(piece, -1) for piece in by_the_rule(symbols, rank)]
+merge_pieces.mistake("the ranks instead of the pieces", 1,
+    "The pieces are asked for, as texts, not their ranks.",
+    lambda symbols, rank: [rank.get(piece, -1) for piece in by_the_rule(symbols, rank)])
 
 @merge_pieces.mistake("symbols is changed in place", hint=3)
 def _(symbols, rank):
@@ -173,7 +163,7 @@ def _(symbols, rank):
     symbols[:] = by_the_rule(symbols, rank)
     return symbols
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c020
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c019
 class CountedRanks(dict):
     "A dictionary that counts every look into it."
     asked = 0
@@ -193,7 +183,7 @@ def with_count(answer, symbols, rank):
     pieces = answer(symbols, counted)
     return pieces if len(symbols) < 1000 else counted.asked
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c021
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c020
 linear_merge = Exercise(
     "linear_merge", chapter="03_tokenizer", kind="extend", call=with_count,
     points={"values": 5, "invariant": 5},
@@ -212,7 +202,7 @@ linear_merge = Exercise(
 linear_merge.cases(merge_cases)
 linear_merge.reference(by_the_rule)
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c023
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c022
 def queued(valid=None, sign=1, tie=1, on_left=True, on_right=True, link_back=True):
     "An answer with a queue; each switch breaks it at one place."
     def answer(symbols, rank):
@@ -234,12 +224,10 @@ def queued(valid=None, sign=1, tie=1, on_left=True, on_right=True, link_back=Tru
 
 def _all_of_it(left, right, text): return left and right and left + right == text
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c024
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c023
 linear_merge.right(queued())
 
-@linear_merge.right
-def _(symbols, rank):
-    return merge(symbols, rank)
+linear_merge.right(merge)
 
 @linear_merge.invariant("glued together the pieces are the text")
 def _(seen):
@@ -251,49 +239,31 @@ def _(seen):
     rank = {"ab": 2, "ba": 1, "abab": 0, "baba": 3, "bab": 4}
     return seen(list("ab" * 500), rank).value <= 3 * 1000 and seen(list("ba" * 500), rank).value <= 3 * 1000
 
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c025
+linear_merge.mistake("the whole row again for each merge", 1,
+    "The pieces are right, but each merge looks at all pairs: that grows with the square of the text.",
+    _merge_by(min))
+linear_merge.mistake("entries are not checked", 3,
+    "What comes out of the queue may be out of date: one of its symbols was merged with another meanwhile.",
+    queued(valid=lambda left, right, text: True))
+linear_merge.mistake("only checked that both symbols are there", 3,
+    "A symbol may still be there and have grown; compare the text as well.",
+    queued(valid=lambda left, right, text: left and right))
+linear_merge.mistake("the worst pair first", 2,
+    "heapq hands out the smallest entry; with a minus before the rank that is the worst pair.",
+    queued(sign=-1))
+
+linear_merge.mistake("of equals the rightmost", 2,
+    "Of pairs with equal rank the leftmost comes first: the place must stand in the entry after the rank.",
+    queued(tie=-1))
+linear_merge.mistake("the new pair on the left is forgotten", 4,
+    "A merge has two new pairs: with the symbol before and with the one behind.", queued(on_left=False))
+linear_merge.mistake("the new pair on the right is forgotten", 4,
+    "A merge has two new pairs: with the symbol before and with the one behind.", queued(on_right=False))
+linear_merge.mistake("the link back is not moved", 4,
+    "The symbol behind the merged one must learn who stands before it now.", queued(link_back=False))
+
 # %% ../../nbs/exercises/03_tokenizer.ipynb #c026
-@linear_merge.mistake("the whole row again for each merge", hint=1)
-def _(symbols, rank):
-    "The pieces are right, but each merge looks at all pairs: that grows with the square of the text."
-    return _merge_by(min)(symbols, rank)
-
-@linear_merge.mistake("entries are not checked", hint=3)
-def _(symbols, rank):
-    "What comes out of the queue may be out of date: one of its symbols was merged with another meanwhile."
-    return queued(valid=lambda left, right, text: True)(symbols, rank)
-
-@linear_merge.mistake("only checked that both symbols are there", hint=3)
-def _(symbols, rank):
-    "A symbol may still be there and have grown; compare the text as well."
-    return queued(valid=lambda left, right, text: left and right)(symbols, rank)
-
-@linear_merge.mistake("the worst pair first", hint=2)
-def _(symbols, rank):
-    "heapq hands out the smallest entry; with a minus before the rank that is the worst pair."
-    return queued(sign=-1)(symbols, rank)
-
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c027
-@linear_merge.mistake("of equals the rightmost", hint=2)
-def _(symbols, rank):
-    "Of pairs with equal rank the leftmost comes first: the place must stand in the entry after the rank."
-    return queued(tie=-1)(symbols, rank)
-
-@linear_merge.mistake("the new pair on the left is forgotten", hint=4)
-def _(symbols, rank):
-    "A merge has two new pairs: with the symbol before and with the one behind."
-    return queued(on_left=False)(symbols, rank)
-
-@linear_merge.mistake("the new pair on the right is forgotten", hint=4)
-def _(symbols, rank):
-    "A merge has two new pairs: with the symbol before and with the one behind."
-    return queued(on_right=False)(symbols, rank)
-
-@linear_merge.mistake("the link back is not moved", hint=4)
-def _(symbols, rank):
-    "The symbol behind the merged one must learn who stands before it now."
-    return queued(link_back=False)(symbols, rank)
-
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c028
 @linear_merge.mistake("the list is shortened while the queue has places in it", hint=2)
 def _(symbols, rank):
     "After a deletion all later symbols have other places than those that stand in the queue."
@@ -309,7 +279,7 @@ def _(symbols, rank):
             look(i - 1); look(i)
     return pieces
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c031
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c029
 decode_bytes = Exercise(
     "decode_bytes", chapter="03_tokenizer", kind="extend", points={"values": 8, "invariant": 2},
     hints=(
@@ -322,7 +292,7 @@ decode_bytes = Exercise(
     ),
 )
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c032
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c030
 @decode_bytes.cases
 def _(seed):
     chance = random.Random(seed)
@@ -342,7 +312,7 @@ def _(seed):
 def text_of(pieces):
     return _decode(pieces)
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c033
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c031
 def _strictly(data):
     "UTF-8 as text; each byte that is wrong becomes U+FFFD."
     text = ""
@@ -361,7 +331,7 @@ def _decode(pieces, decode=_strictly, number=lambda digits: int(digits, 16), spa
         else: text, data = text + decode(data) + piece.replace("▁", space), b""
     return (text + decode(data) if last else text).replace("▁", after)
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c036
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c034
 @decode_bytes.right
 def _(pieces):
     text, data = [], bytearray()
@@ -388,59 +358,37 @@ def _(seen):
     text = "Zażółć gęślą jaźń 🦙 ▁"
     return seen([f"<0x{byte:02X}>" for byte in text.encode()]).value == text
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c038
-@decode_bytes.mistake("each byte alone", hint=1)
-def _(pieces):
-    "A byte of a longer character is no text by itself: collect them, and decode them together."
-    return "".join(_decode([piece]) for piece in pieces)
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c036
+decode_bytes.mistake("each byte alone", 1,
+    "A byte of a longer character is no text by itself: collect them, and decode them together.",
+    lambda pieces: "".join(_decode([piece]) for piece in pieces))
+decode_bytes.mistake("bytes as Latin-1", 1, "chr(byte) is right for ASCII only; the bytes are UTF-8.",
+    _decode, decode=lambda data: data.decode("latin-1"), after="▁")
+decode_bytes.mistake("the bytes at the end are lost", 1,
+    "What was collected is written only when another piece comes; at the end none does.", _decode, last=False)
+decode_bytes.mistake("the number is read as decimal", 2,
+    "The two digits are hexadecimal: int(piece[3:5], 16).", _decode, number=int)
+decode_bytes.mistake("▁ stays", 2,
+    "▁ in a piece stands for a space.", _decode, space="▁")
+decode_bytes.mistake("▁ is replaced at the end", 2,
+    "In the finished text ▁ may be the character itself, spelled in bytes; replace it in the pieces.",
+    _decode, after=" ")
 
-@decode_bytes.mistake("bytes as Latin-1", hint=1)
-def _(pieces):
-    "chr(byte) is right for ASCII only; the bytes are UTF-8."
-    return _decode(pieces, decode=lambda data: data.decode("latin-1"), after="▁")
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c037
+decode_bytes.mistake("one sign for a broken character", 3,
+    "errors='replace' writes one U+FFFD for several bytes; one for each is asked for.",
+    _decode, decode=lambda data: data.decode(errors="replace"))
+decode_bytes.mistake("wrong bytes are dropped", 3,
+    "errors='ignore' loses that there was something: each wrong byte becomes U+FFFD.",
+    _decode, decode=lambda data: data.decode(errors="ignore"))
+decode_bytes.mistake("wrong bytes end it", 3,
+    "A model may write half a character; decoding must not raise UnicodeDecodeError.",
+    _decode, decode=bytes.decode)
+decode_bytes.mistake("the first space is removed", 2,
+    "This model has no dummy prefix: a space at the beginning belongs to the text.",
+    lambda pieces: _decode(pieces).removeprefix(" "))
 
-@decode_bytes.mistake("the bytes at the end are lost", hint=1)
-def _(pieces):
-    "What was collected is written only when another piece comes; at the end none does."
-    return _decode(pieces, last=False)
-
-@decode_bytes.mistake("the number is read as decimal", hint=2)
-def _(pieces):
-    "The two digits are hexadecimal: int(piece[3:5], 16)."
-    return _decode(pieces, number=int)
-
-@decode_bytes.mistake("▁ stays", hint=2)
-def _(pieces):
-    "▁ in a piece stands for a space."
-    return _decode(pieces, space="▁")
-
-@decode_bytes.mistake("▁ is replaced at the end", hint=2)
-def _(pieces):
-    "In the finished text ▁ may be the character itself, spelled in bytes; replace it in the pieces."
-    return _decode(pieces, after=" ")
-
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c039
-@decode_bytes.mistake("one sign for a broken character", hint=3)
-def _(pieces):
-    "errors='replace' writes one U+FFFD for several bytes; one for each is asked for."
-    return _decode(pieces, decode=lambda data: data.decode(errors="replace"))
-
-@decode_bytes.mistake("wrong bytes are dropped", hint=3)
-def _(pieces):
-    "errors='ignore' loses that there was something: each wrong byte becomes U+FFFD."
-    return _decode(pieces, decode=lambda data: data.decode(errors="ignore"))
-
-@decode_bytes.mistake("wrong bytes end it", hint=3)
-def _(pieces):
-    "A model may write half a character; decoding must not raise UnicodeDecodeError."
-    return _decode(pieces, decode=bytes.decode)
-
-@decode_bytes.mistake("the first space is removed", hint=2)
-def _(pieces):
-    "This model has no dummy prefix: a space at the beginning belongs to the text."
-    return _decode(pieces).removeprefix(" ")
-
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c042
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c040
 LEARNED = ["▁t", "he", "▁the", "in", "▁a", "re", "an", "</", "▁in", "▁an", "th", "er", "</s", "▁re", "there",
            "ing"]
 VOCABULARY = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *LEARNED,
@@ -463,7 +411,7 @@ encode_text = Exercise(
     ),
 )
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c043
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c041
 @encode_text.cases
 def _(seed):
     chance, parts = random.Random(seed), [*"then ri gasd", " the", "there", "</s>", "ż", "字", "7"]
@@ -471,7 +419,7 @@ def _(seed):
     texts += ["".join(chance.choices(parts, k=10)) for _ in range(4)]
     for text in texts: yield text, small_vocabulary()
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c044
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c042
 def _encode(text, vocabulary, first=259, spaces="before", choose=min, unknown="utf-8", offset=3):
     "The ids of a text; each switch breaks it at one place."
     pieces = list(text.replace(" ", "▁") if spaces == "before" else text)
@@ -490,7 +438,7 @@ def _encode(text, vocabulary, first=259, spaces="before", choose=min, unknown="u
 def _(text, vocabulary):
     return _encode(text, vocabulary)
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c047
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c045
 @encode_text.right
 def _(text, vocabulary):
     rank = {piece: i for piece, i in vocabulary.items() if i >= 259}
@@ -516,49 +464,28 @@ def _(seen):
     texts = ("</s>", "<s>", "<unk>", "a</s>b", "<0x41>", "字")
     return not any(i < 3 for text in texts for i in seen(text, small_vocabulary()).value)
 
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c049
-@encode_text.mistake("the encoder as it was given", hint=1)
-def _(text, vocabulary):
-    "Spaces become ▁ too late, the worst pair is first, control tokens count as pieces, bytes are not used."
-    return _encode(text, vocabulary, first=0, spaces="after", choose=max, unknown="unk")
+# %% ../../nbs/exercises/03_tokenizer.ipynb #c047
+encode_text.mistake("the encoder as it was given", 1,
+    "Spaces become ▁ too late, the worst pair is first, control tokens count as pieces, bytes are not used.",
+    _encode, first=0, spaces="after", choose=max, unknown="unk")
+encode_text.mistake("spaces become ▁ after the merges", 2,
+    "Pieces such as ▁the are never found, because while pairs are merged there is no ▁ in the text.",
+    _encode, spaces="after")
+encode_text.mistake("the worst pair first", 2,
+    "The pair with the largest id was learned last; the smallest comes first.", _encode, choose=max)
+encode_text.mistake("unknown characters become <unk>", 3,
+    "The model has byte fallback: what is no piece is written as its bytes, and nothing is lost.",
+    _encode, unknown="unk")
 
-@encode_text.mistake("spaces become ▁ after the merges", hint=2)
-def _(text, vocabulary):
-    "Pieces such as ▁the are never found, because while pairs are merged there is no ▁ in the text."
-    return _encode(text, vocabulary, spaces="after")
-
-@encode_text.mistake("the worst pair first", hint=2)
-def _(text, vocabulary):
-    "The pair with the largest id was learned last; the smallest comes first."
-    return _encode(text, vocabulary, choose=max)
-
-@encode_text.mistake("unknown characters become <unk>", hint=3)
-def _(text, vocabulary):
-    "The model has byte fallback: what is no piece is written as its bytes, and nothing is lost."
-    return _encode(text, vocabulary, unknown="unk")
-
-# %% ../../nbs/exercises/03_tokenizer.ipynb #c050
-@encode_text.mistake("a text can become a control token", hint=3)
-def _(text, vocabulary):
-    "Who types </s> would end the text: control tokens must not be found by merging."
-    return _encode(text, vocabulary, first=0)
-
-@encode_text.mistake("ids of bytes without the three before them", hint=3)
-def _(text, vocabulary):
-    "The byte 0 has the id 3, after <unk>, <s> and </s>."
-    return _encode(text, vocabulary, offset=0)
-
-@encode_text.mistake("UTF-16 instead of UTF-8", hint=3)
-def _(text, vocabulary):
-    "Byte pieces are the bytes of UTF-8."
-    return _encode(text, vocabulary, unknown="utf-16-le")
-
-@encode_text.mistake("a space in front of every text", hint=2)
-def _(text, vocabulary):
-    "That is the dummy prefix, which this model does not have."
-    return _encode(" " + text if text else "", vocabulary)
-
-@encode_text.mistake("the first pair that is found", hint=2)
-def _(text, vocabulary):
-    "The leftmost pair is merged; it must be the one with the smallest id."
-    return _encode(text, vocabulary, choose=lambda found: found[0])
+encode_text.mistake("a text can become a control token", 3,
+    "Who types </s> would end the text: control tokens must not be found by merging.", _encode, first=0)
+encode_text.mistake("ids of bytes without the three before them", 3,
+    "The byte 0 has the id 3, after <unk>, <s> and </s>.", _encode, offset=0)
+encode_text.mistake("UTF-16 instead of UTF-8", 3,
+    "Byte pieces are the bytes of UTF-8.", _encode, unknown="utf-16-le")
+encode_text.mistake("a space in front of every text", 2,
+    "That is the dummy prefix, which this model does not have.",
+    lambda text, vocabulary: _encode(" " + text if text else "", vocabulary))
+encode_text.mistake("the first pair that is found", 2,
+    "The leftmost pair is merged; it must be the one with the smallest id.",
+    _encode, choose=lambda found: found[0])

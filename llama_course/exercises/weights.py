@@ -74,8 +74,7 @@ def _merge(shards, dim_of=cut_dimension, order=lambda shards: shards):
         whole[name] = pieces[0] if dim is None else torch.cat(pieces, dim)
     return whole
 
-@merge_shards.right
-def _(shards): return _merge(shards)
+merge_shards.right(_merge)
 
 @merge_shards.right
 def _(shards):
@@ -86,35 +85,23 @@ def _(shards):
     return {name: glue(name, *(shard[name] for shard in shards)) for name in shards[0]}
 
 # %% ../../nbs/exercises/15_weights.ipynb #c009
-@merge_shards.mistake("everything is glued by rows", hint=1)
-def _(shards):
-    "wo, w2 and the embedding are cut by columns: dimension 1."
-    return _merge(shards, lambda name: None if "norm" in name else 0)
-
-@merge_shards.mistake("everything is glued by columns", hint=1)
-def _(shards):
-    "wq, wk, wv, w1, w3 and output are cut by rows: dimension 0."
-    return _merge(shards, lambda name: None if "norm" in name else 1)
-
-@merge_shards.mistake("the embedding is glued by rows", hint=1)
-def _(shards):
-    "The first release cuts the embedding by columns; only Llama 3 and later cut it by rows."
-    return _merge(shards, lambda name: 0 if "tok_" in name else cut_dimension(name))
-
-@merge_shards.mistake("wo is glued like wq", hint=2)
-def _(shards):
-    "wo gathers the heads: each file has some of its columns. Its shape is square and does not tell."
-    return _merge(shards, lambda name: 0 if ".wo." in name else cut_dimension(name))
-
-@merge_shards.mistake("w2 is glued like w1", hint=1)
-def _(shards):
-    "w2 reads what w1 and w3 make: each file has some of its columns."
-    return _merge(shards, lambda name: 0 if ".w2." in name else cut_dimension(name))
-
-@merge_shards.mistake("norms are glued", hint=3)
-def _(shards):
-    "Every file has each norm whole: take one, do not glue them."
-    return _merge(shards, lambda name: 0 if "norm" in name else cut_dimension(name))
+merge_shards.mistake("everything is glued by rows", 1,
+    "wo, w2 and the embedding are cut by columns: dimension 1.",
+    _merge, dim_of=lambda name: None if "norm" in name else 0)
+merge_shards.mistake("everything is glued by columns", 1,
+    "wq, wk, wv, w1, w3 and output are cut by rows: dimension 0.",
+    _merge, dim_of=lambda name: None if "norm" in name else 1)
+merge_shards.mistake("the embedding is glued by rows", 1,
+    "The first release cuts the embedding by columns; only Llama 3 and later cut it by rows.",
+    _merge, dim_of=lambda name: 0 if "tok_" in name else cut_dimension(name))
+merge_shards.mistake("wo is glued like wq", 2,
+    "wo gathers the heads: each file has some of its columns. Its shape is square and does not tell.",
+    _merge, dim_of=lambda name: 0 if ".wo." in name else cut_dimension(name))
+merge_shards.mistake("w2 is glued like w1", 1,
+    "w2 reads what w1 and w3 make: each file has some of its columns.",
+    _merge, dim_of=lambda name: 0 if ".w2." in name else cut_dimension(name))
+merge_shards.mistake("norms are glued", 3, "Every file has each norm whole: take one, do not glue them.",
+    _merge, dim_of=lambda name: 0 if "norm" in name else cut_dimension(name))
 
 # %% ../../nbs/exercises/15_weights.ipynb #c010
 @merge_shards.mistake("norms are added", hint=3)
@@ -123,15 +110,11 @@ def _(shards):
     whole = _merge(shards)
     return {name: t * len(shards) if t.dim() == 1 else t for name, t in whole.items()}
 
-@merge_shards.mistake("the files in the wrong order", hint=3)
-def _(shards):
-    "The pieces lie in the order of the files."
-    return _merge(shards, order=lambda shards: shards[::-1])
-
-@merge_shards.mistake("only the first layer", hint=2)
-def _(shards):
-    "Layers have numbers of one and of two digits: layers.10 was not recognised."
-    return _merge(shards, lambda name: 1 if name.startswith("layers.10") else cut_dimension(name))
+merge_shards.mistake("the files in the wrong order", 3,
+    "The pieces lie in the order of the files.", _merge, order=lambda shards: shards[::-1])
+merge_shards.mistake("only the first layer", 2,
+    "Layers have numbers of one and of two digits: layers.10 was not recognised.",
+    _merge, dim_of=lambda name: 1 if name.startswith("layers.10") else cut_dimension(name))
 
 @merge_shards.mistake("all tensors in one", hint=3)
 def _(shards):
@@ -184,9 +167,7 @@ def _(seen):
         return torch.einsum("thq,shq->hts", q, k)
     return torch.allclose(scores(layer), scores(turned), atol=1e-4)
 
-@unpermute.limit("flops", "rows are moved, nothing is multiplied")
-def _(layer, n_heads, n_kv_heads):
-    return 0
+unpermute.limit("flops", "rows are moved, nothing is multiplied", lambda layer, n_heads, n_kv_heads: 0)
 
 # %% ../../nbs/exercises/15_weights.ipynb #c015
 @unpermute.right
@@ -212,20 +193,17 @@ def _(layer, n_heads, n_kv_heads):
     heads = {"q_proj": n_heads, "k_proj": n_kv_heads}
     return layer | {name: _turn_back(layer[name], n) for name, n in heads.items()}
 
-@unpermute.mistake("nothing is turned", hint=1)
-def _(layer, n_heads, n_kv_heads):
-    "The tensors came back as they were: the model would load and write nonsense."
-    return dict(layer)
+unpermute.mistake("nothing is turned", 1,
+    "The tensors came back as they were: the model would load and write nonsense.",
+    lambda layer, n_heads, n_kv_heads: dict(layer))
 
 @unpermute.mistake("keys in as many heads as queries", hint=3)
 def _(layer, n_heads, n_kv_heads):
     "With grouped queries wk has n_kv_heads heads; cut into n_heads the parts are too narrow."
     return layer | {name: _turn(layer[name], n_heads) for name in ("q_proj", "k_proj")}
 
-@unpermute.mistake("keys are forgotten", hint=1)
-def _(layer, n_heads, n_kv_heads):
-    "Keys are rotated as queries are: k_proj must be turned as well."
-    return layer | {"q_proj": _turn(layer["q_proj"], n_heads)}
+unpermute.mistake("keys are forgotten", 1, "Keys are rotated as queries are: k_proj must be turned as well.",
+    lambda layer, n_heads, n_kv_heads: layer | {"q_proj": _turn(layer["q_proj"], n_heads)})
 
 @unpermute.mistake("values are turned as well", hint=1)
 def _(layer, n_heads, n_kv_heads):
@@ -234,10 +212,9 @@ def _(layer, n_heads, n_kv_heads):
     return layer | {name: _turn(layer[name], n) for name, n in heads.items() if name in layer}
 
 # %% ../../nbs/exercises/15_weights.ipynb #c018
-@unpermute.mistake("the whole matrix as one head", hint=2)
-def _(layer, n_heads, n_kv_heads):
-    "Each head has its own pairs: cut the rows into heads first."
-    return layer | {name: _turn(layer[name], 1) for name in ("q_proj", "k_proj")}
+unpermute.mistake("the whole matrix as one head", 2,
+    "Each head has its own pairs: cut the rows into heads first.",
+    lambda layer, n_heads, n_kv_heads: layer | {name: _turn(layer[name], 1) for name in ("q_proj", "k_proj")})
 
 @unpermute.mistake("columns are turned", hint=3)
 def _(layer, n_heads, n_kv_heads):
@@ -316,18 +293,19 @@ def _(seen):
     return all(torch.equal(seen(file, name).value, t) for file in files for name, t in tensors.items())
 
 # %% ../../nbs/exercises/15_weights.ipynb #c024
-def _read(file, name, header=8, extra=0, kind=None, end=True, shape=lambda s: s, signed="little"):
-    "The usual answer; each argument is a place where it goes wrong."
-    length = int.from_bytes(bytes(file[:header].tolist()), signed)
-    entry = json.loads(bytes(file[8 : 8 + length].tolist()))[name]
-    first, last = entry["data_offsets"]
-    start = 8 + length if extra is not None else 0
-    data = file[start + first + (extra or 0) : start + last + (extra or 0)].clone()
-    numbers = data.view((kind or KINDS)[entry["dtype"]])
-    return numbers.view(*shape(entry["shape"])).float()
+def _table(file) -> tuple:
+    "The table of a file, and the place where its data begin."
+    length = int.from_bytes(bytes(file[:8].tolist()), "little")
+    return json.loads(bytes(file[8 : 8 + length].tolist())), 8 + length
 
-@read_tensor.right
-def _(file, name): return _read(file, name)
+def _read(file, name, early=0, kinds=KINDS, shape=lambda s: s):
+    "The usual answer; each argument is a place where it goes wrong."
+    table, start = _table(file)
+    first, last = (start - early + offset for offset in table[name]["data_offsets"])
+    numbers = file[first:last].clone().view(kinds[table[name]["dtype"]])
+    return numbers.view(*shape(table[name]["shape"])).float()
+
+read_tensor.right(_read)
 
 @read_tensor.right
 def _(file, name):
@@ -337,74 +315,50 @@ def _(file, name):
     return data[begin:end].clone().view(KINDS[entry["dtype"]]).reshape(entry["shape"]).to(torch.float32)
 
 # %% ../../nbs/exercises/15_weights.ipynb #c026
-@read_tensor.mistake("the reader as it was given", hint=1)
-def _(file, name):
-    "It reads tensor after tensor in the order of the table, and takes all two-byte numbers for float16."
-    length = int.from_bytes(bytes(file[:8].tolist()), "little")
-    table, start = json.loads(bytes(file[8 : 8 + length].tolist())), 8 + length
-    for key, entry in table.items():
-        if key == "__metadata__": continue
-        size = entry["data_offsets"][1] - entry["data_offsets"][0]
-        kind = torch.float32 if entry["dtype"] == "F32" else torch.float16
-        if key == name: return file[start : start + size].clone().view(kind).view(entry["shape"]).float()
-        start += size
-
-@read_tensor.mistake("the order of the table", hint=1)
-def _(file, name):
-    "The table may stand in any order: where a tensor lies is in its data_offsets alone."
-    length = int.from_bytes(bytes(file[:8].tolist()), "little")
-    table, start = json.loads(bytes(file[8 : 8 + length].tolist())), 8 + length
+def _in_turn(file, name, kinds=KINDS):
+    "Reads tensor after tensor in the order of the table."
+    table, start = _table(file)
     for key, entry in table.items():
         if key == "__metadata__": continue
         size = entry["data_offsets"][1] - entry["data_offsets"][0]
         data = file[start : start + size].clone()
-        if key == name: return data.view(KINDS[entry["dtype"]]).view(entry["shape"]).float()
+        if key == name: return data.view(kinds[entry["dtype"]]).view(entry["shape"]).float()
         start += size
 
+read_tensor.mistake("the reader as it was given", 1,
+    "It reads tensor after tensor in the order of the table, and takes all two-byte numbers for float16.",
+    _in_turn, kinds=KINDS | {"BF16": torch.float16})
+read_tensor.mistake("the order of the table", 1,
+    "The table may stand in any order: where a tensor lies is in its data_offsets alone.", _in_turn)
+
 # %% ../../nbs/exercises/15_weights.ipynb #c027
-@read_tensor.mistake("offsets from the beginning of the file", hint=3)
-def _(file, name):
-    "data_offsets count from the end of the table, not from the beginning of the file."
-    return _read(file, name, extra=None)
-
-@read_tensor.mistake("eight bytes too early", hint=3)
-def _(file, name):
-    "The eight bytes before the table were forgotten: the numbers begin at byte 8 + length."
-    return _read(file, name, extra=-8)
-
-@read_tensor.mistake("bfloat16 read as float16", hint=2)
-def _(file, name):
-    "BF16 and F16 are both two bytes wide and mean different numbers."
-    return _read(file, name, kind=KINDS | {"BF16": torch.float16})
-
-@read_tensor.mistake("float16 read as bfloat16", hint=2)
-def _(file, name):
-    "F16 and BF16 are both two bytes wide and mean different numbers."
-    return _read(file, name, kind=KINDS | {"F16": torch.bfloat16})
+read_tensor.mistake("offsets from the beginning of the file", 3,
+    "data_offsets count from the end of the table, not from the beginning of the file.",
+    lambda file, name: _read(file, name, early=_table(file)[1]))
+read_tensor.mistake("eight bytes too early", 3,
+    "The eight bytes before the table were forgotten: the numbers begin at byte 8 + length.", _read, early=8)
+read_tensor.mistake("bfloat16 read as float16", 2,
+    "BF16 and F16 are both two bytes wide and mean different numbers.",
+    _read, kinds=KINDS | {"BF16": torch.float16})
+read_tensor.mistake("float16 read as bfloat16", 2,
+    "F16 and BF16 are both two bytes wide and mean different numbers.",
+    _read, kinds=KINDS | {"F16": torch.bfloat16})
 
 # %% ../../nbs/exercises/15_weights.ipynb #c028
-@read_tensor.mistake("the shape backwards", hint=3)
-def _(file, name):
-    "safetensors writes shapes as PyTorch does, rows first; GGUF writes them the other way round."
-    return _read(file, name, shape=lambda shape: shape[::-1])
-
-@read_tensor.mistake("without a shape", hint=3)
-def _(file, name):
-    "The numbers are right, but they lie in one row: the table has their shape."
-    return _read(file, name, shape=lambda shape: [-1])
+read_tensor.mistake("the shape backwards", 3,
+    "safetensors writes shapes as PyTorch does, rows first; GGUF writes them the other way round.",
+    _read, shape=lambda shape: shape[::-1])
+read_tensor.mistake("without a shape", 3,
+    "The numbers are right, but they lie in one row: the table has their shape.",
+    _read, shape=lambda shape: [-1])
 
 @read_tensor.mistake("bytes taken for numbers", hint=3)
 def _(file, name):
     ".float() turns each byte into a number; .view(dtype) reads the bytes as numbers of that dtype."
-    length = int.from_bytes(bytes(file[:8].tolist()), "little")
-    entry = json.loads(bytes(file[8 : 8 + length].tolist()))[name]
-    begin = 8 + length + entry["data_offsets"][0]
-    return file[begin : begin + torch.Size(entry["shape"]).numel()].float().view(entry["shape"])
+    table, start = _table(file)
+    begin, shape = start + table[name]["data_offsets"][0], table[name]["shape"]
+    return file[begin : begin + torch.Size(shape).numel()].float().view(shape)
 
-@read_tensor.mistake("the stored dtype comes back", hint=3)
-def _(file, name):
-    "The result should be float32, whatever the file keeps."
-    length = int.from_bytes(bytes(file[:8].tolist()), "little")
-    entry = json.loads(bytes(file[8 : 8 + length].tolist()))[name]
-    data = file[8 + length + entry["data_offsets"][0] : 8 + length + entry["data_offsets"][1]].clone()
-    return data.view(KINDS[entry["dtype"]]).view(entry["shape"])
+read_tensor.mistake("the stored dtype comes back", 3,
+    "The result should be float32, whatever the file keeps.",
+    lambda file, name: _read(file, name).to(KINDS[_table(file)[0][name]["dtype"]]))
