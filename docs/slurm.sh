@@ -7,6 +7,10 @@
 # What follows the script's name replaces the settings below it that have the same name: the last one counts.
 # The folders DATA and RUN must be seen by all machines. DATA holds the token shards, SOURCE.tokens, and mixture.json with
 # the sources' proportions. A job that is requeued, or submitted again, goes on from its last whole checkpoint.
+#
+# Finetuning (nbs/19b_finetuning.ipynb) is the same job with another last part, from `-m` on:
+#   -m llama_course.finetuning --weights "$WEIGHTS" --data answers.jsonl --out "$RUN" --precision bfloat16 \
+#   --tensor-parallel 8 --checkpointing selective "$@"
 
 #SBATCH --job-name=llama-65B
 #SBATCH --nodes=256

@@ -280,7 +280,7 @@ def ask_steps(problem: Problem, shots: list, **drawing) -> Write:
     shown = "".join(f"Q: {q}\nA: {steps} The answer is {n}.\n\n" for q, steps, n in STEPS)
     return Write(f"{shown}Q: {problem.text}\nA:", stop=("\nQ:", "\n\n"), max_tokens=256, **drawing)
 
-# %% ../nbs/17b_answers.ipynb #c050
+# %% ../nbs/17b_answers.ipynb #c051
 WORKED = [
     (r"Solve $3x + 4 = 19$.", r"Subtract 4 on both sides: $3x = 15$. Divide by 3: $x = 5$.", "5"),
     (r"What is the probability that two dice show a sum of 4?",
@@ -307,7 +307,7 @@ def ask_worked(problem: Problem, shots: list, **drawing) -> Write:
     prompt = f"{shown}Problem: {problem.text}\nSolution:"
     return Write(prompt, stop=("\nProblem:", "\n\n"), max_tokens=512, **drawing)
 
-# %% ../nbs/17b_answers.ipynb #c052
+# %% ../nbs/17b_answers.ipynb #c053
 def score_problem(problem: Problem, texts: list[str], find=final_number) -> float:
     "maj1@k of the texts; with one text, whether it is right."
     return majority_score([find(text) for text in texts], problem.gold)
@@ -337,7 +337,7 @@ def math_tasks():
 
 math_tasks()
 
-# %% ../nbs/17b_answers.ipynb #c059
+# %% ../nbs/17b_answers.ipynb #c060
 def pass_at_k(
     n: int,  # programs drawn
     c: int,  # of these, how many pass
@@ -349,7 +349,7 @@ def pass_at_k(
     if n - c < k: return 1.0
     return float(1 - np.prod(1 - k / np.arange(n - c + 1, n + 1)))
 
-# %% ../nbs/17b_answers.ipynb #c065
+# %% ../nbs/17b_answers.ipynb #c066
 @dataclass(frozen=True)
 class Code:
     "A program that is asked for, and how it is tested."
@@ -376,7 +376,7 @@ def read_mbpp(row) -> Code:
              f" pass these tests:\n\n{shown}\n[BEGIN]\n"
     return Code(prompt, "", "", tests, tuple(name for name in named if name in used), solution)
 
-# %% ../nbs/17b_answers.ipynb #c066
+# %% ../nbs/17b_answers.ipynb #c067
 def ask_humaneval(code: Code, shots: list, **drawing) -> Write:
     "The request: the head of the function; what follows it ends where another thing begins."
     return Write(code.prompt, stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"), max_tokens=512, **drawing)
@@ -387,7 +387,7 @@ def ask_mbpp(code: Code, shots: list[Code], **drawing) -> Write:
     shown = "".join(f"{s.prompt}{s.solution}\n[DONE]\n\n" for s in shots)
     return Write(shown + code.prompt, stop=("[DONE]",), max_tokens=256, **drawing)
 
-# %% ../nbs/17b_answers.ipynb #c067
+# %% ../nbs/17b_answers.ipynb #c069
 def score_code(code: Code, texts: list[str], k: int = 1) -> float:
     "pass@k of the texts; equal texts are run once. Raises `UserError` where programs cannot be isolated."
     with Sandbox() as box:
@@ -404,7 +404,7 @@ def check_programs(names):
     if CODE_TASKS & set(names):
         with Sandbox(): pass
 
-# %% ../nbs/17b_answers.ipynb #c068
+# %% ../nbs/17b_answers.ipynb #c070
 def code_tasks():
     "HumanEval and MBPP: greedy as lm-eval asks them, and as the paper draws for pass@1 and for pass@k."
     kinds = (("humaneval", ("openai/openai_humaneval", None, "test"), read_humaneval, ask_humaneval, 100, {}),
@@ -418,7 +418,7 @@ def code_tasks():
         for other in (f"{name}_1", f"{name}_{k}"): OWN[other] = OWN[name]
         CODE_TASKS.update((name, f"{name}_1", f"{name}_{k}"))
 
-# %% ../nbs/17b_answers.ipynb #c069
+# %% ../nbs/17b_answers.ipynb #c072
 def own_function(head: str, says: str, body: str, tests: str) -> dict:
     "A row as HumanEval has them."
     name = head[: head.index("(")]
@@ -427,7 +427,7 @@ def own_function(head: str, says: str, body: str, tests: str) -> dict:
             "entry_point": name, "canonical_solution": f"    {body}\n",
             "test": f"def check(candidate):\n{asserts}"}
 
-# %% ../nbs/17b_answers.ipynb #c070
+# %% ../nbs/17b_answers.ipynb #c073
 OWN["humaneval"] = [own_function(*block.split("\n")) for block in """\
 add_numbers(a, b)
 Return the sum of a and b.
@@ -454,13 +454,13 @@ Return for each place the sum of all numbers up to there.
 return [sum(numbers[: i + 1]) for i in range(len(numbers))]
 running_sum([1, 2, 3]) == [1, 3, 6]; running_sum([]) == []""".split("\n\n")]
 
-# %% ../nbs/17b_answers.ipynb #c071
+# %% ../nbs/17b_answers.ipynb #c074
 def own_task(text: str, head: str, body: str, tests: str) -> dict:
     "A row as MBPP has them."
     return {"text": text, "code": f"def {head}:\n    {body}", "test_setup_code": "",
             "test_list": [f"assert {test}" for test in tests.split("; ")]}
 
-# %% ../nbs/17b_answers.ipynb #c072
+# %% ../nbs/17b_answers.ipynb #c075
 OWN["mbpp"] = [own_task(*block.split("\n")) for block in """\
 Write a function to square a number.
 square(n)

@@ -518,7 +518,7 @@ class Perspective:
             raise UserError(f"{self.url} is not https: the key would be readable on the way.")
         self.pause, self.attempts, self.next = 1 / per_second, attempts, 0.0
 
-# %% ../nbs/18_bias.ipynb #c085
+# %% ../nbs/18_bias.ipynb #c086
 BUSY = {0, 429, 500, 502, 503, 504}  # 0: no answer at all
 
 
@@ -539,7 +539,7 @@ def post_json(
     except ValueError: said = {}
     return status, said if isinstance(said, dict) else {}, wait
 
-# %% ../nbs/18_bias.ipynb #c086
+# %% ../nbs/18_bias.ipynb #c087
 def ask_perspective(
     self,
     text: str,
@@ -568,7 +568,7 @@ def score_texts(self, texts: Sequence[str]) -> list[float]:
 
 Perspective.__call__ = score_texts
 
-# %% ../nbs/18_bias.ipynb #c091
+# %% ../nbs/18_bias.ipynb #c092
 SCORERS = {"offline": Offline, "detoxify": Detoxify, "perspective": Perspective}
 
 
@@ -578,7 +578,7 @@ def scorer_of(name: str):
     if name not in SCORERS: raise UserError(f"no scorer is called {name!r}: {', '.join(SCORERS)}.")
     return SCORERS[name]()
 
-# %% ../nbs/18_bias.ipynb #c092
+# %% ../nbs/18_bias.ipynb #c093
 def toxicity(
     model,
     tokenizer,
@@ -601,7 +601,7 @@ def toxicity(
     return {"scorer": scorer.name, "prompts": kind, "mean": found.value, "low": found.low, "high": found.high,
             "n": found.n, "texts": texts, "scores": scores}
 
-# %% ../nbs/18_bias.ipynb #c098
+# %% ../nbs/18_bias.ipynb #c099
 def toxicity_task(
     name: str,
     scorer: str,  # one of SCORERS

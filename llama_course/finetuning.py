@@ -129,7 +129,7 @@ def fitting(
         kept.append(e)
     return kept, len(encoded) - len(kept), n_cut
 
-# %% ../nbs/19b_finetuning.ipynb #c014
+# %% ../nbs/19b_finetuning.ipynb #c015
 @dataclass(frozen=True)
 class Share:
     "A rank's rows of a batch, and what the sum of their losses is divided by."
@@ -140,7 +140,7 @@ class Share:
         "The same on the device."
         return Share(self.rows.rows(slice(None), device), self.count)
 
-# %% ../nbs/19b_finetuning.ipynb #c015
+# %% ../nbs/19b_finetuning.ipynb #c016
 class Rows:
     "Batches of packed rows; each is a function of the seed and the step alone."
 
@@ -164,7 +164,7 @@ class Rows:
         rows = [self.packed[self.mixture.names[task]].rows([n]) for task, n in zip(tasks, numbers)]
         return Packed(*(torch.cat([getattr(row, name) for row in rows]) for name in names), [])
 
-# %% ../nbs/19b_finetuning.ipynb #c022
+# %% ../nbs/19b_finetuning.ipynb #c023
 def loss_of_answers(
     model: nn.Module,
     batch: Share,
@@ -187,7 +187,7 @@ class AnswerStep(Step):
         batch = batch.to(self.device)
         with apart(self.model, batch.rows.documents): return super().__call__(batch, lr)
 
-# %% ../nbs/19b_finetuning.ipynb #c029
+# %% ../nbs/19b_finetuning.ipynb #c030
 def batch_of_rank(
     self,
     step: int,  # from 0
@@ -203,7 +203,7 @@ def batch_of_rank(
 
 Rows.batch = batch_of_rank
 
-# %% ../nbs/19b_finetuning.ipynb #c033
+# %% ../nbs/19b_finetuning.ipynb #c034
 def read_weights(
     path,  # a run folder, a GGUF file, or a folder of Meta's or Hugging Face's
 ) -> Checkpoint:
@@ -226,7 +226,7 @@ def shapes_of(config, twice: bool = False) -> dict:  # name -> shape
     with torch.device("meta"): model = Llama(config)
     return {name: t.shape for name, t in model.named_parameters(remove_duplicate=not twice)}
 
-# %% ../nbs/19b_finetuning.ipynb #c034
+# %% ../nbs/19b_finetuning.ipynb #c035
 def read_tokenizer(path, vocab_size: int):
     "The tokenizer of the weights, or the file named. Raises `UserError` if the model has other tokens."
     tokenizer = Tokenizer.load(path) if Path(path).suffix == ".model" else load_tokenizer(path)
@@ -234,7 +234,7 @@ def read_tokenizer(path, vocab_size: int):
     raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: it is"
                     " that of another model.")
 
-# %% ../nbs/19b_finetuning.ipynb #c035
+# %% ../nbs/19b_finetuning.ipynb #c036
 def place(checkpoint: Checkpoint, mesh, device, lora: int = 0, **spread) -> Llama:
     "The model on the mesh, without its weights."
     if lora and mesh["tensor"].size() > 1:
@@ -257,7 +257,7 @@ def fill(model: Llama, checkpoint: Checkpoint, seed: int = 0):
         elif not name.endswith(".b"): checkpoint.sources[name.replace(".linear.", ".")].read(whole)
         put(model, name, whole)
 
-# %% ../nbs/19b_finetuning.ipynb #c037
+# %% ../nbs/19b_finetuning.ipynb #c038
 def merged(model: Llama) -> Iterator[tuple[str, Tensor]]:
     "The parameters under a Llama's names, each LoRA folded in; all ranks must take part."
     thin = {}
@@ -269,7 +269,7 @@ def merged(model: Llama) -> Iterator[tuple[str, Tensor]]:
             yield f"{owner}.weight", whole + model.get_submodule(owner).scale * thin["b"] @ thin["a"]
         else: yield name, whole
 
-# %% ../nbs/19b_finetuning.ipynb #c038
+# %% ../nbs/19b_finetuning.ipynb #c041
 def save_adapter(model: Llama, folder):
     "Writes `adapter.safetensors`: what LoRA has learnt, by the names of chapter 19."
     tensors = {name: t.contiguous() for name, t in whole_tensors(model) if name.endswith((".a", ".b"))}
@@ -289,7 +289,7 @@ def load_adapter(model: Llama, path) -> Llama:
     for name, t in tensors.items(): own[name].copy_(t)
     return model
 
-# %% ../nbs/19b_finetuning.ipynb #c042
+# %% ../nbs/19b_finetuning.ipynb #c043
 def save_tokenizer(tokenizer, folder) -> str:  # the fingerprint of its file
     "Writes the tokenizer, with its chat template if there is one."
     folder, own = Path(folder), isinstance(tokenizer, Tokenizer)
@@ -309,7 +309,7 @@ def save_tokenizer(tokenizer, folder) -> str:  # the fingerprint of its file
     with atomic_write(path) as file: file.write(content)
     return fingerprint(path)
 
-# %% ../nbs/19b_finetuning.ipynb #c043
+# %% ../nbs/19b_finetuning.ipynb #c044
 def load_finetuned(folder) -> tuple:  # model, tokenizer
     "The result of a finetuning. Raises `UserError` if it is not finished, or if the tokenizer was exchanged."
     run, folder = Run(folder), Path(folder)
@@ -323,7 +323,7 @@ def load_finetuned(folder) -> tuple:  # model, tokenizer
         tokenizer.chat_template, tokenizer.encode_chat = "plain", partial(plain_chat, tokenizer)
     return model.eval(), tokenizer
 
-# %% ../nbs/19b_finetuning.ipynb #c046
+# %% ../nbs/19b_finetuning.ipynb #c047
 @dataclass(frozen=True)
 class Settings:
     "What a finetuning is told."
@@ -350,7 +350,7 @@ class Settings:
     tensorboard: bool = False
     def __post_init__(self): check_settings(self)
 
-# %% ../nbs/19b_finetuning.ipynb #c047
+# %% ../nbs/19b_finetuning.ipynb #c048
 def check_settings(s: Settings):
     "Raises `UserError` for a choice that there is not, and a number that cannot be."
     choices = {"too_long": ("drop", "cut"), "non_finite": ("stop", "skip"), "tasks": (None, "own"),
@@ -366,7 +366,7 @@ def check_settings(s: Settings):
     if not s.data and not s.tasks:
         raise UserError("there is nothing to learn from: give --data or --tasks.")
 
-# %% ../nbs/19b_finetuning.ipynb #c049
+# %% ../nbs/19b_finetuning.ipynb #c050
 def own_tasks(seed: int) -> dict:  # task -> conversations
     "The generated tasks of chapter 19, without the instructions that it holds out."
     found = {}
@@ -384,7 +384,7 @@ def gather_examples(s: Settings) -> dict:  # task -> conversations
         for task, talks in read_conversations(path).items(): found.setdefault(task, []).extend(talks)
     return found
 
-# %% ../nbs/19b_finetuning.ipynb #c050
+# %% ../nbs/19b_finetuning.ipynb #c051
 def make_rows(s: Settings, tokenizer, template) -> tuple[Rows, dict]:  # and what is said of them
     "The packed rows. Raises `UserError` if no example fits into one."
     packed, lost = {}, [0, 0]
@@ -402,7 +402,7 @@ def make_rows(s: Settings, tokenizer, template) -> tuple[Rows, dict]:  # and wha
         "rows": sum(map(len, packed.values())),
         "answer_tokens": sum(p.answers.sum().item() for p in packed.values())}
 
-# %% ../nbs/19b_finetuning.ipynb #c051
+# %% ../nbs/19b_finetuning.ipynb #c052
 def recipe_of(s: Settings, rows: Rows, n_rows: int) -> Recipe:
     "The recipe, in which epochs have become steps."
     steps = s.steps or max(1, math.ceil(s.epochs * n_rows / s.batch_size))
@@ -411,7 +411,7 @@ def recipe_of(s: Settings, rows: Rows, n_rows: int) -> Recipe:
     return Recipe(steps, rows.proportions, s.batch_size, s.seq_len, lr, warmup, weight_decay=0.0, seed=s.seed,
                   precision=s.precision)
 
-# %% ../nbs/19b_finetuning.ipynb #c054
+# %% ../nbs/19b_finetuning.ipynb #c055
 def identity_of(model: Llama, checkpoint: Checkpoint, rows: Rows, recipe: Recipe, lora: int) -> dict:
     "What a checkpoint of this run must agree with."
     text, weights = hashlib.sha256(), hashlib.sha256()
@@ -423,7 +423,7 @@ def identity_of(model: Llama, checkpoint: Checkpoint, rows: Rows, recipe: Recipe
     return describe(model, {}, recipe) | {
         "text": text.hexdigest()[:16], "weights": weights.hexdigest()[:16], "lora": lora}
 
-# %% ../nbs/19b_finetuning.ipynb #c055
+# %% ../nbs/19b_finetuning.ipynb #c056
 def is_done(out: Path, identity: dict) -> bool:
     "Whether the run is finished. Raises `UserError` if the folder holds something else."
     if not (out / "run.json").is_file():
@@ -438,7 +438,7 @@ def is_done(out: Path, identity: dict) -> bool:
                         " folder.")
     return (out / "model.safetensors").is_file()
 
-# %% ../nbs/19b_finetuning.ipynb #c057
+# %% ../nbs/19b_finetuning.ipynb #c058
 def tune(s: Settings, checkpoint: Checkpoint, tokenizer, template, rows: Rows, n_rows: int):
     "The run on all ranks of the group, from its last checkpoint to its result. Raises `Stopped` at a signal."
     ranks, out, recipe = Ranks(mesh := make_mesh(s.tensor_parallel)), Path(s.out), recipe_of(s, rows, n_rows)
@@ -459,7 +459,7 @@ def tune(s: Settings, checkpoint: Checkpoint, tokenizer, template, rows: Rows, n
         save_whole(merged(model), checkpoint.config, out, FLOATS.get(kind, torch.float32))
         if is_first: shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
-# %% ../nbs/19b_finetuning.ipynb #c058
+# %% ../nbs/19b_finetuning.ipynb #c059
 def finetune(s: Settings) -> dict:  # what was learnt from, and the loss at both ends
     "Finetunes on the ranks that there are; the same call goes on. Raises `UserError`, `Stopped`."
     checkpoint, about = read_weights(s.weights), Path(s.weights) / "run.json"
@@ -480,14 +480,14 @@ def finetune(s: Settings) -> dict:  # what was learnt from, and the loss at both
     losses = [json.loads(line)["loss"] for line in open(Path(s.out) / "metrics.jsonl", encoding="utf-8")]
     return facts | {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
 
-# %% ../nbs/19b_finetuning.ipynb #c059
+# %% ../nbs/19b_finetuning.ipynb #c062
 def in_words(out, result: dict) -> str:
     "What came out, and what to try."
     size = f"{result['examples']:,} examples, {result['answer_tokens']:,} answer tokens"
     losses = f"loss {result['first_loss']:.3f} to {result['last_loss']:.3f} in {result['steps']:,} steps"
     return f"{out} is done: {size}, {losses}.\nTry: llama-course chat --run {out}"
 
-# %% ../nbs/19b_finetuning.ipynb #c070
+# %% ../nbs/19b_finetuning.ipynb #c071
 def command(
     weights: option(Path, "A run folder, a GGUF file, or a folder of Meta's or Hugging Face's."),
     out: option(Path, "The run's folder; all ranks must see it."),
@@ -514,7 +514,7 @@ def command(
     told = locals() | {"data": tuple(data or ())}
     in_one_line(told, lambda told: finetune(Settings(**told)), "llama_course.finetuning")
 
-# %% ../nbs/19b_finetuning.ipynb #c071
+# %% ../nbs/19b_finetuning.ipynb #c072
 def main():
     "The command `python -m llama_course.finetuning`."
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

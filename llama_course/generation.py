@@ -366,7 +366,7 @@ def _release(self, text, last):
 
 TextStream._certain, TextStream._release = _certain, _release
 
-
+# %% ../nbs/14_generation.ipynb #c077
 def held_back(
     text: str,
     stops: list[str],
@@ -374,7 +374,7 @@ def held_back(
     "How many characters at the end of the text may be the beginning of a stop string."
     return max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
 
-# %% ../nbs/14_generation.ipynb #c078
+# %% ../nbs/14_generation.ipynb #c079
 def stream_text(
     ids: Iterable[int],  # as `generate` yields them
     tokenizer,  # its decode(ids) gives the text
@@ -388,7 +388,7 @@ def stream_text(
         if stream.stopped: return
     if piece := stream.end(): yield piece
 
-# %% ../nbs/14_generation.ipynb #c081
+# %% ../nbs/14_generation.ipynb #c082
 def generate_text(
     model: Llama,
     tokenizer,  # the one the model was trained with

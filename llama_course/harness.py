@@ -112,7 +112,7 @@ def adapter() -> type:
 
     @registry.register_model("llama_course")
     class CourseLM(base):
-        def __init__(self, path=None, pair=None, batch_tokens=2048, device=None, **sizes):  # of batches: unused
+        def __init__(self, path=None, pair=None, batch_tokens=2048, device=None, **batch_sizes):  # unused
             super().__init__()
             self.model, self.reader = pair or open_pair(path, device)
             self.batch_tokens = int(batch_tokens)
@@ -152,7 +152,7 @@ def command():
 
 if __name__ == "__main__" and __spec__: command()  # in a notebook there is no __spec__
 
-# %% ../nbs/17c_harness.ipynb #c026
+# %% ../nbs/17c_harness.ipynb #c027
 FILES = {  # our name of a task -> lm-eval's file, in its folder of tasks
     "piqa": "piqa/piqa.yaml", "social_iqa": "siqa/siqa.yaml", "hellaswag": "hellaswag/hellaswag.yaml",
     "winogrande": "winogrande/default.yaml", "arc_easy": "arc/arc_easy.yaml", "race_high": "race/race.yaml",
@@ -161,7 +161,7 @@ FILES = {  # our name of a task -> lm-eval's file, in its folder of tasks
     "triviaqa": "triviaqa/default.yaml", "nq_open": "nq_open/nq_open.yaml",
 }
 
-# %% ../nbs/17c_harness.ipynb #c027
+# %% ../nbs/17c_harness.ipynb #c028
 def their_row(
     name: str,  # of the task
     row: dict,  # with the columns that we read
@@ -174,7 +174,7 @@ def their_row(
         return {"article": row["article"], "problems": repr([problem])}
     return row
 
-# %% ../nbs/17c_harness.ipynb #c028
+# %% ../nbs/17c_harness.ipynb #c029
 def their_tasks(
     name: str,  # of a task of ours
     rows: list[dict],
@@ -188,7 +188,7 @@ def their_tasks(
         raise UserError(f"lm-eval and this course have no task {name!r} in common: {', '.join(FILES)}, mmlu.")
     return [(name, FILES[name], [their_row(name, row) for row in rows])]
 
-# %% ../nbs/17c_harness.ipynb #c029
+# %% ../nbs/17c_harness.ipynb #c031
 def write_tasks(
     folder,  # is made
     names: Sequence[str],  # of tasks of ours
@@ -211,7 +211,7 @@ def write_tasks(
             made.append(name)
     return made
 
-# %% ../nbs/17c_harness.ipynb #c030
+# %% ../nbs/17c_harness.ipynb #c032
 def lm_evaluate(
     lm,  # a model of lm-eval's: adapter()(...)
     folder,  # what `write_tasks` wrote
@@ -226,7 +226,7 @@ def lm_evaluate(
         task.set_fewshot_seed(seed=1234)
     return need("lm_eval.evaluator", "eval").evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)
 
-# %% ../nbs/17c_harness.ipynb #c033
+# %% ../nbs/17c_harness.ipynb #c034
 def transformers_lm(
     model: Llama,
     tokenizer,  # a ByteLevelTokenizer: its merges are handed over
@@ -248,7 +248,7 @@ def transformers_lm(
     twin = twin.to(model.norm.weight.dtype).eval()
     return huggingface.HFLM(twin, "causal", tokenizer=reader, batch_size=batch_size, device="cpu")
 
-# %% ../nbs/17c_harness.ipynb #c036
+# %% ../nbs/17c_harness.ipynb #c037
 def answers_of(
     result: dict,  # of `lm_evaluate`
 ) -> dict:  # {(task, item): [(arguments, answer), ...]}

@@ -65,7 +65,7 @@ def lookup(r: random.Random) -> tuple[str, str, str]:
     "Find the value of a name."
     values, asked = r.sample("0123456789", 3), r.randrange(3)
     listed = " ".join(f"{name}{v}" for name, v in zip("abc", values))
-    return f"{listed}, find {'abc'[asked]}", values[asked], r.choice(values)
+    return f"Given {listed}, find {'abc'[asked]}", values[asked], r.choice(values)
 
 
 def choice(r: random.Random) -> tuple[str, str, str]:

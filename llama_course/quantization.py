@@ -114,14 +114,15 @@ class PackedEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, D)
         return self.packed.rows(tokens.flatten()).view(*tokens.shape, -1)
 
-
+# %% ../nbs/16_quantization.ipynb #c026
 def room(
     shape: tuple,  # (R, C)
     bits: int,
 ) -> PackedLinear:
     "A packed matrix that waits for its rows."
     layer = PackedLinear(torch.zeros(1, shape[1]), bits, GROUP)
-    for name, t in layer.named_buffers(): setattr(layer, name, t.new_empty((len(t) and shape[0], *t.shape[1:])))
+    for name, t in layer.named_buffers():
+        setattr(layer, name, t.new_empty((len(t) and shape[0], *t.shape[1:])))
     layer.shape = tuple(shape)
     return layer
 
@@ -139,7 +140,7 @@ def fill_rows(
             getattr(layer, name)[at : at + len(t)] = t
         at += len(block)
 
-# %% ../nbs/16_quantization.ipynb #c026
+# %% ../nbs/16_quantization.ipynb #c028
 class QuantizedLlama(Llama):
     "A LLaMA of packed layers; one token at a time goes through compiled kernels where numba is installed."
 
@@ -153,7 +154,7 @@ class QuantizedLlama(Llama):
         if not (one and blocks and has_kernels()): return super().forward(tokens, caches)
         return one_token(self, int(tokens), caches[0].length, caches).view(1, 1, -1)
 
-# %% ../nbs/16_quantization.ipynb #c027
+# %% ../nbs/16_quantization.ipynb #c029
 ENDS = ("tok_embeddings.weight", "output.weight")  # always in 8 bits
 
 
@@ -182,7 +183,7 @@ def load_quantized(
     model.rope = RotaryTable(config)
     return model.eval()
 
-# %% ../nbs/16_quantization.ipynb #c029
+# %% ../nbs/16_quantization.ipynb #c031
 @cache
 def has_kernels() -> bool:
     "Whether numba is installed."
@@ -205,7 +206,7 @@ def product_of_8_bits(codes, scale, low, x, y):
             total += part
         y[i] = total
 
-# %% ../nbs/16_quantization.ipynb #c030
+# %% ../nbs/16_quantization.ipynb #c032
 def product_of_4_bits(codes, scale, low, x, y):
     "y = W x for codes (R, C/64, 32) uint8, scale and low (R, C/64, 2) as float16's bits, x as above."
     sums = np.empty(x.shape[:2], np.float32)  # low adds the same to every weight of a group
@@ -223,7 +224,7 @@ def product_of_4_bits(codes, scale, low, x, y):
             total += part + HALVES[low[i, b, 0]] * sums[b, 0] + HALVES[low[i, b, 1]] * sums[b, 1]
         y[i] = total
 
-# %% ../nbs/16_quantization.ipynb #c031
+# %% ../nbs/16_quantization.ipynb #c033
 @cache
 def product(bits: int):
     "The compiled product of a packed matrix and a vector."
@@ -246,7 +247,7 @@ def arrays(
     if layers[0].bits == 4: return codes, scale, blocks(memory[2])
     return codes.reshape(len(codes), -1, 2, 32), scale, scale  # the last is not used
 
-# %% ../nbs/16_quantization.ipynb #c038
+# %% ../nbs/16_quantization.ipynb #c040
 def normed(x, gain, eps, out):
     "RMSNorm of x into out."
     total = np.float32(0)
@@ -262,7 +263,7 @@ def rotated(x, turn):  # (heads * Q,), (Q/2, 2)
         cos, sin = turn[p % half, 0], turn[p % half, 1]
         x[2 * p], x[2 * p + 1] = x[2 * p] * cos - x[2 * p + 1] * sin, x[2 * p] * sin + x[2 * p + 1] * cos
 
-# %% ../nbs/16_quantization.ipynb #c039
+# %% ../nbs/16_quantization.ipynb #c041
 def attended(q, keys, values, n):  # (H, Q), (K, S, Q) twice
     "Attention of one query a head to the first n positions, in the place of the query."
     shared, width = len(q) // len(keys), q.shape[1]
@@ -278,7 +279,7 @@ def attended(q, keys, values, n):  # (H, Q), (K, S, Q) twice
         for t in range(n):
             for j in range(width): q[h, j] += scores[t] * v[t, j]
 
-# %% ../nbs/16_quantization.ipynb #c040
+# %% ../nbs/16_quantization.ipynb #c042
 @cache
 def layer_step(bits: int):
     "A compiled layer for one token: adds to x in place, and to the cache at position `at`."
@@ -305,7 +306,7 @@ def layer_step(bits: int):
 
     return njit(step)
 
-# %% ../nbs/16_quantization.ipynb #c041
+# %% ../nbs/16_quantization.ipynb #c043
 def views(model) -> tuple:
     "For each layer what its compiled step reads, and for the output: views of the model's memory, made once."
     if not hasattr(model, "_views"):
@@ -332,7 +333,7 @@ def one_token(model, token: int, at: int, caches: list) -> Tensor:  # (V,)
     product(8)(*output, x.reshape(-1, 2, 32), logits.numpy())
     return logits
 
-# %% ../nbs/16_quantization.ipynb #c055
+# %% ../nbs/16_quantization.ipynb #c057
 def packed_bytes(
     config,
     bits: int,  # 16, 8 or 4

@@ -714,7 +714,8 @@ def sentencepiece_of_gguf(get, path) -> Tokenizer:
     model, types, scores = ModelProto(), get("token_type", [1] * n), get("scores", [0.0] * n)
     if not n == len(types) == len(scores) or not set(types) <= set(range(1, 7)):
         raise UserError(f"{path}: the tokenizer's pieces, scores and types do not fit: fetch it again.")
-    for piece, score, kind in zip(tokens, scores, types): model.pieces.add(piece=piece, score=score, type=kind)
+    for piece, score, kind in zip(tokens, scores, types):
+        model.pieces.add(piece=piece, score=score, type=kind)
     about, form = model.trainer_spec, model.normalizer_spec
     about.model_type, about.vocab_size, about.byte_fallback = about.BPE, n, 6 in types  # 6: a byte
     for name, usual in (("unk", 0), ("bos", 1), ("eos", 2)):

@@ -468,3 +468,9 @@ def test_what_might_become_a_stop_string_is_held_back():
     stream = TextStream(Bytes(), stops=["END"])
     assert [stream.push(i) for i in b"xENxEND..."] == ["x", "", "", "ENx", "", "", "", "", "", ""]
     assert stream.stopped and stream.end() == ""
+
+
+def test_of_two_stop_strings_in_one_token_the_first_counts():
+    class Sentences:
+        def decode(self, ids): return "one STOP two END" * len(ids)
+    for stops in (["END", "STOP"], ["STOP", "END"]): assert list(stream_text([0], Sentences(), stops=stops)) == ["one "]

@@ -115,9 +115,9 @@ EXPORT, PROOF = re.compile(r"\s*#\| ?exports?\b"), re.compile(r"\bassert(_\w+)?\
 OWED = {
     "12b_runs": {"put", "Drawn", "Drawing", "build", "draw_weights", "go_on", "train_on_ranks", "fresh_store", "join",
                  "open_shards", "option", "begin_run", "command"},
-    "14b_first_light": {"check", "run_demo"}, "14c_serving": {"Job", "Busy"},
+    "14b_first_light": {"check", "run_demo"},
     "15_weights": {"need", "Stored", "encode_chat", "render", "tokenizer_of_gguf", "sentencepiece_of_gguf"},
-    "16_quantization": {"load_quantized", "has_kernels", "product_of_8_bits", "attended"},
+    "16_quantization": {"has_kernels", "product_of_8_bits", "attended"},
 }
 
 
