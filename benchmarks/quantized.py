@@ -88,7 +88,9 @@ def _answer(pipe, make, arguments):
     "What the process of `apart` does."
     say = make(*arguments)
     pipe.send(say is not None)
-    while say and (question := pipe.recv()): pipe.send(say(*question))
+    try:
+        while say and (question := pipe.recv()): pipe.send(say(*question))
+    except EOFError: pass  # the other side has ended
 
 
 def apart(make, *arguments, encode):

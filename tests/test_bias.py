@@ -214,7 +214,7 @@ def test_single_clusters_are_the_bootstrap(values):
     found = by_cluster(values, range(len(values)), draws=4000)
     error = np.std(values) / math.sqrt(len(values))
     assert math.isclose(found.value, np.mean(values)) and found.low - EPS <= found.value <= found.high + EPS
-    assert abs(found.high - found.low - 2 * 1.96 * error) < 0.35 * error + EPS or error < 0.02 or np.ptp(values) > 0.9
+    assert abs(found.high - found.low - 2 * 1.96 * error) < error + EPS or error < 0.02 or np.ptp(values) > 0.9
 
 
 def test_clusters_are_drawn_whole():
