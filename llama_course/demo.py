@@ -255,15 +255,11 @@ def load_run(folder) -> tuple[Llama, Tokenizer]:
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder} is not a run folder, it has no run.json: `llama-course demo` makes one.")
     run, path = Run(folder), folder / "tokenizer.model"
-    if "identity" in run:  # of a finetuning, which may have carried another kind of tokenizer along
-        from llama_course.finetuning import load_finetuned
-
-        return load_finetuned(folder)
     if not (folder / "model.safetensors").exists():
         raise UserError(f"{folder} is not finished: go on with the command that began it.")
     model, tokenizer = Llama.load(folder), Tokenizer.load(path)
     if tokenizer.fingerprint != run.about.get("tokenizer") or tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"{path} is not the tokenizer that this model was trained with: restore it.")
+        raise UserError(f"{path} is not the tokenizer that the model was trained with: restore it.")
     return model.eval(), tokenizer
 
 # %% ../nbs/14b_first_light.ipynb #c042

@@ -705,15 +705,16 @@ def rows_of(
 # %% ../nbs/17_evaluation.ipynb #c084
 def hub_rows(
     path: str,
-    config: str | None,
+    config: str | tuple | None,  # a part of the data set; several; or it has none
     split: str,
 ) -> tuple[list[dict], str]:  # and where they are from, in words
     "The rows of a data set of Hugging Face."
+    parts = config if isinstance(config, tuple) else (config,)
     try: import datasets
     except ImportError:
         raise UserError("the package datasets is missing: pip install 'llama_course[data]'.") from None
-    where = f"{path} ({config or 'default'}, {split}) of Hugging Face"
-    try: return list(datasets.load_dataset(path, config, split=split)), where
+    where = f"{path} ({' '.join(part or 'default' for part in parts)}, {split}) of Hugging Face"
+    try: return [row for part in parts for row in datasets.load_dataset(path, part, split=split)], where
     except Exception as error:  # of many kinds: no network, no such split, ...
         why = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"cannot load {where}: {type(error).__name__} {why[:200]}") from None
@@ -975,6 +976,7 @@ class Journal:
         self.path, place = Path(folder) / "items.jsonl", Path(folder) / "plan.json"
         if place.exists():
             other = read_json(place)
+            if not isinstance(other, dict): raise UserError(f"{place} is damaged: choose another folder.")
             if wrong := [name for name in plan if other.get(name) != plan[name]]:
                 raise UserError(f"{folder} holds another evaluation, with other {' and '.join(wrong)}:"
                                 " choose another folder.")

@@ -130,14 +130,10 @@ def adapter() -> type:
 
 # %% ../nbs/17c_harness.ipynb #c022
 def open_pair(path, device=None) -> tuple:
-    "Model and tokenizer of a run of this course, a GGUF file, or a folder of Meta's or Hugging Face's."
+    "Model and tokenizer of a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's."
     if path is None: raise UserError("no model: say --model_args path=FILE_OR_FOLDER.")
     if not device or not torch.cuda.is_available(): device = "cpu"  # lm-eval's command says cuda:0 unasked
-    if not (Path(path) / "run.json").is_file(): return load_pair(path, device=device)
-    from llama_course.demo import load_run
-
-    model, tokenizer = load_run(path)
-    return model.to(device), tokenizer
+    return load_pair(path, device=device)
 
 # %% ../nbs/17c_harness.ipynb #c024
 def command():
@@ -159,6 +155,8 @@ FILES = {  # our name of a task -> lm-eval's file, in its folder of tasks
     "arc_challenge": "arc/arc_challenge.yaml", "openbookqa": "openbookqa/openbookqa.yaml",
     "boolq": "super_glue/boolq/default.yaml", "race_middle": "race/race.yaml", "gsm8k": "gsm8k/gsm8k.yaml",
     "triviaqa": "triviaqa/default.yaml", "nq_open": "nq_open/nq_open.yaml",
+    "hendrycks_math": "hendrycks_math/hendrycks_math_algebra.yaml",  # its seven files differ in their items
+    "humaneval": "humaneval/humaneval.yaml", "mbpp": "mbpp/mbpp.yaml",
 }
 
 # %% ../nbs/17c_harness.ipynb #c028
@@ -217,6 +215,7 @@ def lm_evaluate(
     folder,  # what `write_tasks` wrote
     names: Sequence[str],
     shots: int = 0,
+    **more,  # of lm-eval's `evaluate`; confirm_run_unsafe_code=True: it runs programs without a sandbox
 ) -> dict:  # lm-eval's results; under "samples" every item's
     "lm-eval's scores on local items, with its own prompts, filters and metrics."
     manager = need("lm_eval.tasks", "eval").TaskManager(include_path=str(folder), include_defaults=False)
@@ -224,7 +223,8 @@ def lm_evaluate(
     for task in tasks["tasks"].values():
         task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=1234)
-    return need("lm_eval.evaluator", "eval").evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)
+    return need("lm_eval.evaluator", "eval").evaluate(
+        lm=lm, task_dict=tasks, bootstrap_iters=0, **more)
 
 # %% ../nbs/17c_harness.ipynb #c034
 def transformers_lm(

@@ -6,11 +6,12 @@
 __all__ = ['CUT', 'FLOATS', 'BLOCK', 'NUMBERS', 'TEXT', 'ARRAY', 'GGUF_NAMES', 'GGUF_FIELDS', 'cut_dimension', 'need', 'Stored',
            'block_size', 'decode', 'read_rows', 'Source', 'fill', 'open_pth', 'is_count', 'params_config',
            'checked_config', 'Checkpoint', 'read_release', 'merge_tables', 'check_sources', 'is_readable',
-           'load_checkpoint', 'safetensors_table', 'hugging_face_config', 'hugging_face_names', 'read_hugging_face',
-           'named_sources', 'save_hugging_face', 'write_files', 'GGUFFile', 'read_gguf_header', 'gguf_name',
-           'gguf_config', 'read_gguf', 'read_checkpoint', 'load_weights', 'splitter', 'byte_level_tokenizer',
-           'byte_letter', 'ByteLevelTokenizer', 'encode', 'decode_ids', 'encode_chat', 'render', 'tokenizer_of_gguf',
-           'sentencepiece_of_gguf', 'tokenizer_of_json', 'load_tokenizer', 'load_pair']
+           'load_checkpoint', 'shapes_of', 'safetensors_table', 'hugging_face_config', 'hugging_face_names',
+           'read_hugging_face', 'named_sources', 'save_hugging_face', 'write_files', 'GGUFFile', 'read_gguf_header',
+           'gguf_name', 'gguf_config', 'read_gguf', 'read_run', 'read_checkpoint', 'load_weights', 'splitter',
+           'byte_level_tokenizer', 'byte_letter', 'ByteLevelTokenizer', 'encode', 'decode_ids', 'encode_chat', 'render',
+           'tokenizer_of_gguf', 'sentencepiece_of_gguf', 'tokenizer_of_json', 'load_tokenizer', 'load_pair',
+           'plain_chat', 'as_trained']
 
 # %% ../nbs/15_weights.ipynb #c002
 import json
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from pickle import UnpicklingError
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,9 +34,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .model import Llama, LlamaConfig, RotaryTable, hugging_face_settings, to_hugging_face
+from .model import (
+    FORMAT, Llama, LlamaConfig, RotaryTable, hugging_face_settings, read_config, to_hugging_face)
 from .rope import half_to_adjacent
-from .safety import UserError, disk_errors, read_json, write_json
+from .safety import UserError, disk_errors, fingerprint, read_json, write_json
 from .tokenizer import Tokenizer
 
 # %% ../nbs/15_weights.ipynb #c005
@@ -287,25 +290,37 @@ def load_checkpoint(
     device="cpu",
 ) -> Llama:
     "The model, read tensor by tensor. Raises `UserError` before it reads if anything does not fit."
-    config, sources = checkpoint.config, checkpoint.sources
-    with torch.device("meta"): model = Llama(config)
-    wanted = {name: t.shape for name, t in model.state_dict().items()}
-    if config.tie_embeddings: del wanted["output.weight"]
+    sources, wanted = checkpoint.sources, shapes_of(checkpoint.config)
     check_sources(checkpoint, wanted)
     dtype = dtype or FLOATS.get(sources["tok_embeddings.weight"].pieces[0].kind, torch.float32)
-    state = {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in wanted.items()}
+    state = in_one_block(wanted, dtype, device)
     for name, out in state.items(): sources[name].read(out)
-    return finished(model, state, device)
+    return with_tensors(checkpoint.config, state, device)
 
 # %% ../nbs/15_weights.ipynb #c034
-def finished(model: Llama, state: dict, device) -> Llama:
-    "The model of the meta device with these tensors as its own."
+def shapes_of(config: LlamaConfig) -> dict:  # name -> shape
+    "The tensors that a checkpoint of the model holds; one that two names share stands there once."
+    with torch.device("meta"): state = Llama(config).state_dict()
+    if config.tie_embeddings: del state["output.weight"]
+    return {name: t.shape for name, t in state.items()}
+
+# %% ../nbs/15_weights.ipynb #c035
+def in_one_block(shapes: dict, dtype, device) -> dict:  # name -> empty tensor
+    "Tensors that lie one behind the other, each at a multiple of 64 numbers."
+    rooms = [-(-shape.numel() // 64) * 64 for shape in shapes.values()]
+    parts = torch.empty(sum(rooms), dtype=dtype, device=device).split(rooms)
+    return {name: part[: shape.numel()].view(shape) for (name, shape), part in zip(shapes.items(), parts)}
+
+
+def with_tensors(config: LlamaConfig, state: dict, device) -> Llama:
+    "The model whose own tensors are these."
+    with torch.device("meta"): model = Llama(config)
     model.load_state_dict(state, strict=False, assign=True)
     if model.config.tie_embeddings: model.output.weight = model.tok_embeddings.weight
     model.rope = RotaryTable(model.config).to(device)
     return model.eval()
 
-# %% ../nbs/15_weights.ipynb #c039
+# %% ../nbs/15_weights.ipynb #c040
 def safetensors_table(
     path: Path,
 ) -> dict[str, Stored]:
@@ -322,7 +337,7 @@ def safetensors_table(
     return {name: Stored(path, name, t["dtype"], tuple(t["shape"]), 8 + length + t["data_offsets"][0])
             for name, t in table.items()}
 
-# %% ../nbs/15_weights.ipynb #c042
+# %% ../nbs/15_weights.ipynb #c043
 def hugging_face_config(
     settings: dict,  # of config.json
     path,
@@ -346,7 +361,7 @@ def hugging_face_config(
         raise UserError(f"{path}: heads of {s['head_dim']}, not {config.head_dim}, are not supported.")
     return config
 
-# %% ../nbs/15_weights.ipynb #c045
+# %% ../nbs/15_weights.ipynb #c046
 def hugging_face_names(
     config: LlamaConfig,
 ) -> dict[str, str]:
@@ -369,7 +384,7 @@ def read_hugging_face(
         table |= safetensors_table(folder / file)
     return named_sources(folder, config, table, hugging_face_names(config), turned=True)
 
-# %% ../nbs/15_weights.ipynb #c046
+# %% ../nbs/15_weights.ipynb #c047
 def named_sources(path, config, table, names, turned) -> Checkpoint:
     "The checkpoint of whole tensors under other names; `turned`: wq and wk have Hugging Face's rows."
     left, sources = dict(table), {}
@@ -384,7 +399,7 @@ def named_sources(path, config, table, names, turned) -> Checkpoint:
         if not name.endswith("rotary_emb.inv_freq"): sources[name] = Source((stored,))
     return Checkpoint(path, config, sources)
 
-# %% ../nbs/15_weights.ipynb #c050
+# %% ../nbs/15_weights.ipynb #c051
 def save_hugging_face(
     model: Llama,
     folder,  # must not exist, or be empty
@@ -408,7 +423,7 @@ def save_hugging_face(
             beside.rename(folder)
     finally: shutil.rmtree(beside, ignore_errors=True)
 
-# %% ../nbs/15_weights.ipynb #c051
+# %% ../nbs/15_weights.ipynb #c052
 def write_files(state: dict, config: LlamaConfig, folder: Path, max_file_bytes: float):
     "The tensors in files of at most so many bytes, and the index if there are several."
     groups, size = [[]], 0
@@ -428,7 +443,7 @@ def write_files(state: dict, config: LlamaConfig, folder: Path, max_file_bytes: 
         write_json(folder / "model.safetensors.index.json",
                    {"metadata": {"total_size": total}, "weight_map": weight_map})
 
-# %% ../nbs/15_weights.ipynb #c054
+# %% ../nbs/15_weights.ipynb #c055
 NUMBERS = dict(enumerate("B b H h I i f ? - - Q q d".split()))  # GGUF's type -> struct's letter
 TEXT, ARRAY = 8, 9
 
@@ -461,7 +476,7 @@ class GGUFFile:
         if n > self.size: raise EOFError
         return [self.text() for _ in range(n)] if kind == TEXT else list(self.numbers(f"{n}{NUMBERS[kind]}"))
 
-# %% ../nbs/15_weights.ipynb #c055
+# %% ../nbs/15_weights.ipynb #c056
 def read_gguf_header(
     path,
 ) -> tuple[dict, dict[str, Stored]]:
@@ -485,7 +500,7 @@ def read_gguf_header(
     return about, {name: Stored(Path(path), name, kinds.get(kind, str(kind)), shape, begin + offset)
                    for name, shape, kind, offset in rows}
 
-# %% ../nbs/15_weights.ipynb #c059
+# %% ../nbs/15_weights.ipynb #c060
 GGUF_NAMES = {
     "tok_embeddings": "token_embd", "norm": "output_norm", "output": "output",
     "attention_norm": "attn_norm", "ffn_norm": "ffn_norm", "attention.wq": "attn_q", "attention.wk": "attn_k",
@@ -507,7 +522,7 @@ def gguf_name(
     layer, part = re.fullmatch(r"(layers\.\d+\.)?(.+)\.weight", name).groups(default="")
     return f"{layer.replace('layers', 'blk')}{GGUF_NAMES[part]}.weight"
 
-# %% ../nbs/15_weights.ipynb #c060
+# %% ../nbs/15_weights.ipynb #c061
 def gguf_config(
     about: dict,  # the settings in the file
     table: dict,  # of its tensors
@@ -532,7 +547,7 @@ def gguf_config(
         raise UserError(f"{path} turns only {part('rope.dimension_count')} numbers of a head: not supported.")
     return config
 
-# %% ../nbs/15_weights.ipynb #c061
+# %% ../nbs/15_weights.ipynb #c062
 def read_gguf(
     path,
 ) -> Checkpoint:
@@ -542,22 +557,33 @@ def read_gguf(
     with torch.device("meta"): names = {name: gguf_name(name) for name in Llama(config).state_dict()}
     return named_sources(Path(path), config, table, names, turned=False)
 
-# %% ../nbs/15_weights.ipynb #c064
+# %% ../nbs/15_weights.ipynb #c065
+def read_run(folder) -> Checkpoint:
+    "Where the tensors of a run of this course are. Raises `UserError` if it is not finished, or altered."
+    folder = Path(folder)
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} is not finished: go on with the command that began it.")
+    config, table = read_config(folder), safetensors_table(folder / "model.safetensors")
+    return named_sources(folder, config, table, {name: name for name in shapes_of(config)}, turned=False)
+
+
 def read_checkpoint(
-    path,  # a GGUF file, or a folder of Meta's or Hugging Face's
+    path,  # a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's
 ) -> Checkpoint:
-    "What is there. Raises `UserError` if it is none of the three."
+    "What is there. Raises `UserError` if it is none of the four."
     path = Path(path)
     if not path.exists(): raise UserError(f"{path} does not exist: check the path.")
     if path.is_file(): return read_gguf(path)
     if (path / "params.json").is_file(): return read_release(path)
-    if (path / "run.json").is_file(): raise UserError(f"{path} is a run of this course: name it with --run.")
-    if (path / "config.json").is_file(): return read_hugging_face(path)
+    about = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if (path / "run.json").is_file() or isinstance(about, dict) and about.get("format") == FORMAT:
+        return read_run(path)
+    if about: return read_hugging_face(path)
     raise UserError(f"{path} has neither params.json (Meta) nor config.json (Hugging Face): nothing to load.")
 
-
+# %% ../nbs/15_weights.ipynb #c066
 def load_weights(
-    path,  # a GGUF file, or a folder of Meta's or Hugging Face's
+    path,  # a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's
     dtype: torch.dtype | None = None,  # None: that of the file, or float32 where it has blocks
     device="cpu",
 ) -> Llama:
@@ -566,7 +592,7 @@ def load_weights(
 
 Llama.from_gguf = Llama.from_hugging_face = Llama.from_meta = staticmethod(load_weights)
 
-# %% ../nbs/15_weights.ipynb #c073
+# %% ../nbs/15_weights.ipynb #c075
 def splitter(
     name: str,  # tokenizer.ggml.pre
     path,
@@ -593,7 +619,7 @@ def byte_level_tokenizer(
     made.decoder = tokenizers.decoders.ByteLevel()
     return made
 
-# %% ../nbs/15_weights.ipynb #c074
+# %% ../nbs/15_weights.ipynb #c076
 def byte_letter(
     byte: int,
 ) -> str:
@@ -602,7 +628,7 @@ def byte_letter(
     if byte in printable: return chr(byte)
     return chr(256 + sum(b not in printable for b in range(byte)))
 
-# %% ../nbs/15_weights.ipynb #c077
+# %% ../nbs/15_weights.ipynb #c079
 class ByteLevelTokenizer:
     "Text to token ids and back without loss, by the merges of a GGUF file or a tokenizer.json."
 
@@ -626,7 +652,7 @@ class ByteLevelTokenizer:
         "The tokenizer in a GGUF file, or in a folder with a tokenizer.json."
         return tokenizer_of_json(path) if Path(path).is_dir() else tokenizer_of_gguf(path)
 
-# %% ../nbs/15_weights.ipynb #c078
+# %% ../nbs/15_weights.ipynb #c080
 def encode(
     self,
     text: str,
@@ -656,7 +682,7 @@ def decode_ids(
 
 ByteLevelTokenizer.encode, ByteLevelTokenizer.decode = encode, decode_ids
 
-# %% ../nbs/15_weights.ipynb #c079
+# %% ../nbs/15_weights.ipynb #c081
 def encode_chat(
     self,
     messages: list[dict],  # {"role": "user", "content": "..."} and so on
@@ -676,7 +702,7 @@ def encode_chat(
 
 ByteLevelTokenizer.encode_chat = encode_chat
 
-# %% ../nbs/15_weights.ipynb #c080
+# %% ../nbs/15_weights.ipynb #c082
 def render(template: str, messages: list, tokenizer) -> str:
     "What the chat template makes of the messages. Raises `UserError` if it fails or leaves the sandbox."
     jinja = need("jinja2.sandbox", "smollm")
@@ -705,7 +731,7 @@ def tokenizer_of_gguf(path):
     merges, template = byte_level_tokenizer(about, path), about.get("tokenizer.chat_template")
     return ByteLevelTokenizer(merges, path, controls, *ends, template)
 
-# %% ../nbs/15_weights.ipynb #c082
+# %% ../nbs/15_weights.ipynb #c084
 def sentencepiece_of_gguf(get, path) -> Tokenizer:
     "The SentencePiece model whose pieces a GGUF file lists."
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -728,7 +754,7 @@ def sentencepiece_of_gguf(get, path) -> Tokenizer:
     form.precompiled_charsmap = bytes(byte % 256 for byte in get("precompiled_charsmap", []))
     return tokenizer_of_proto(model.SerializeToString(), path)
 
-# %% ../nbs/15_weights.ipynb #c083
+# %% ../nbs/15_weights.ipynb #c085
 def tokenizer_of_proto(content: bytes, path) -> Tokenizer:
     "SentencePiece's tokenizer from the content of a model file, with the path that it came from."
     with tempfile.TemporaryDirectory() as folder:
@@ -738,7 +764,7 @@ def tokenizer_of_proto(content: bytes, path) -> Tokenizer:
     tokenizer.path = Path(path)
     return tokenizer
 
-# %% ../nbs/15_weights.ipynb #c084
+# %% ../nbs/15_weights.ipynb #c086
 def tokenizer_of_json(folder) -> ByteLevelTokenizer:
     "The tokenizer in a folder of Hugging Face: tokenizer.json and tokenizer_config.json."
     path, about = Path(folder) / "tokenizer.json", {}
@@ -756,9 +782,9 @@ def tokenizer_of_json(folder) -> ByteLevelTokenizer:
                               controls.get(word("eos_token"), -1), bool(about.get("add_bos_token")),
                               about.get("chat_template"))
 
-# %% ../nbs/15_weights.ipynb #c085
+# %% ../nbs/15_weights.ipynb #c087
 def load_tokenizer(
-    path,  # a GGUF file, or a folder of Meta's or Hugging Face's
+    path,  # a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's
 ):
     "The tokenizer that belongs to the weights."
     path = Path(path)
@@ -767,13 +793,36 @@ def load_tokenizer(
 
 
 def load_pair(
-    path,  # a GGUF file, or a folder of Meta's or Hugging Face's
-    dtype: torch.dtype | None = None,
+    path,  # a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's
+    dtype: torch.dtype | None = None,  # None: that of the file, or float32 where it has blocks
     device="cpu",
 ) -> tuple:
     "The model and its tokenizer. Raises `UserError`, and has read no weights, if they do not fit together."
     checkpoint, tokenizer = read_checkpoint(path), load_tokenizer(path)
+    if (about := Path(path) / "run.json").is_file(): as_trained(tokenizer, read_json(about))
     found, wanted = tokenizer.vocab_size, checkpoint.config.vocab_size
     if found != wanted:
         raise UserError(f"{path}: the tokenizer has {found} tokens, the model {wanted}: another vocabulary.")
-    return load_checkpoint(checkpoint, dtype, device), tokenizer
+    try: return load_checkpoint(checkpoint, dtype, torch.device(device)), tokenizer
+    except (RuntimeError, AssertionError) as error:  # no such device, or no room on it
+        raise UserError(f"{path} on the device {device}: {str(error).splitlines()[0]}") from None
+
+# %% ../nbs/15_weights.ipynb #c090
+def plain_chat(
+    tokenizer,
+    messages: list[dict],  # {"role", "content"} each
+) -> list[int]:
+    "A conversation for a model without a template, up to where it answers."
+    lines = [m["content"] if m["role"] != "assistant" else f"Answer: {m['content']}" for m in messages]
+    return tokenizer.encode("\n".join([*lines, "Answer:"]), bos=True)
+
+
+def as_trained(
+    tokenizer,
+    about: dict,  # what run.json says
+):
+    "Makes the tokenizer of a run ask as in training. Raises `UserError` if it is that of another run."
+    if fingerprint(tokenizer.path) != about.get("tokenizer"):
+        raise UserError(f"{tokenizer.path} is not the tokenizer that the model was trained with: restore it.")
+    if about.get("template") == "plain":
+        tokenizer.chat_template, tokenizer.encode_chat = "plain", partial(plain_chat, tokenizer)

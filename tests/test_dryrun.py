@@ -73,8 +73,8 @@ def test_two_real_processes_keep_the_same_book(layout):
         book = trace(SMALL, layout, make_mesh(layout.tensor), 32)
     dry = book.moments()
     assert sent == book.messages and real.keys() == dry.keys()
-    for at, parts in dry.items():  # on the way back, gloo's threads hold a buffer for a little longer
-        if at[0] in ("before", "forward", "loss"):
+    for at, parts in dry.items():  # gloo's threads hold a buffer for a little longer: on the way back, and at the loss
+        if at[0] in ("before", "forward"):
             assert real[at] == parts, at
         assert sum(real[at].values()) == pytest.approx(sum(parts.values()), rel=0.2)
         assert real[at].get("parameters") == parts.get("parameters")

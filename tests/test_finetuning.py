@@ -1,6 +1,7 @@
 "Finetuning: what is read, what each rank counts, runs that are killed and resumed, what is written."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +15,17 @@ import torch
 import torch.distributed as dist
 
 from llama_course.collectives import spawn
-from llama_course.demo import Run, load_run
+from llama_course.demo import Run
 from llama_course.finetuning import (
-    AnswerStep, Rows, Settings, Share, conversation, encode_turns, finetune, fitting, load_adapter, make_rows, own_tasks,
-    read_conversations, read_tokenizer, read_weights, save_tokenizer)
+    AnswerStep, Rows, Settings, Share, conversation, encode_turns, finetune, fitting, in_words, load_adapter, make_rows,
+    own_tasks, read_conversations, read_tokenizer, save_tokenizer)
 from llama_course.instruct import Encoded, Example, add_lora, choose_template, encode_example, is_held_out, pack
 from llama_course.model import Llama, LlamaConfig
 from llama_course.parallel import make_mesh, parallelize
 from llama_course.safety import UserError, fingerprint
 from llama_course.tokenizer import Tokenizer
 from llama_course.training import Recipe
-from llama_course.weights import load_tokenizer, save_hugging_face
+from llama_course.weights import load_pair, load_tokenizer, read_checkpoint, save_hugging_face
 
 SHAPE = LlamaConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, hidden_dim=64, max_seq_len=96)
 
@@ -237,12 +238,12 @@ def test_it_learns_and_others_can_use_it(home, undisturbed):
     losses = [loss for loss, _ in lines(undisturbed)]
     assert len(losses) == 16 and losses[-1] < 0.9 * losses[0]
     assert not (undisturbed / "checkpoints").exists()
-    model, tokenizer = load_run(undisturbed)
+    model, tokenizer = load_pair(undisturbed)
     assert tokenizer.encode_chat([{"role": "user", "content": "Copy a"}]) == tokenizer.encode("Copy a\nAnswer:", bos=True)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), Llama.load(home / "start").parameters()))
     before = lines(undisturbed)
     assert finetune(settings(home, undisturbed))["steps"] == 16 and lines(undisturbed) == before  # it is done
-    again = read_weights(undisturbed)  # and may be the start of another
+    again = read_checkpoint(undisturbed)  # and may be the start of another
     assert again.config == SHAPE
 
 
@@ -296,7 +297,8 @@ def test_a_hugging_face_folder_gives_the_same_run(home, undisturbed, tmp_path):
 @pytest.mark.parametrize("changes, text", [
     ({"weights": "nowhere"}, "does not exist"), ({"seq_len": 97}, "the longest context of .* is 96"),
     ({"seq_len": 4}, "no example fits"), ({"too_long": "hope"}, "choose drop or cut"), ({"data": ()}, "nothing to learn"),
-    ({"lora": -1}, "--lora -1"), ({"steps": 0}, "--steps 0: it must be above 0"), ({"lora": 99}, "rank 99"),
+    ({"lora": -1}, "--lora -1"), ({"steps": 0}, "--steps 0: give a number above 0"),
+    ({"epochs": float("inf")}, "--epochs inf"), ({"lr": float("nan")}, "--lr nan"), ({"lora": 99}, "rank 99"),
     ({"tensor_parallel": 2}, "cannot be grouped by 2"),
     ({"lr": 1e30, "warmup": 1}, "the loss is .* Go on with --non-finite skip")])
 def test_mistakes_are_one_sentence(changes, text, home, tmp_path):
@@ -319,13 +321,28 @@ def test_folders_of_others_are_left_alone(home, undisturbed, tmp_path):
     with pytest.raises(UserError, match="other files and no run"): finetune(settings(home, tmp_path))
 
 
+def test_other_weights_in_the_same_place_are_noticed(home, tmp_path):
+    start = shutil.copytree(home / "start", tmp_path / "start")
+    s = settings(home, tmp_path / "out", weights=start, steps=2, save_every=1)
+    finetune(s)
+    model = Llama.load(start)
+    with torch.no_grad(): model.layers[1].ffn_norm.weight.add_(1)  # the embeddings, at the beginning, are the same
+    model.save(start)
+    with pytest.raises(UserError, match="belongs to another run .*weights"): finetune(s)
+
+
+def test_a_step_without_a_loss_is_said():
+    facts = {"examples": 8, "answer_tokens": 30, "steps": 2, "first_loss": None, "last_loss": 1.5}
+    assert "loss none to 1.500 in 2 steps" in in_words("runs/x", facts)
+
+
 def test_a_tokenizer_of_another_model_is_refused(home, undisturbed, tmp_path):
     Tokenizer.train(["a b c d e " * 50, "f g h"], 270, tmp_path / "tokenizer.model")
     with pytest.raises(UserError, match="has 270 tokens, the model 300"): read_tokenizer(tmp_path / "tokenizer.model", 300)
     own = (undisturbed / "tokenizer.model").read_bytes()
     try:
         (undisturbed / "tokenizer.model").write_bytes((tmp_path / "tokenizer.model").read_bytes())
-        with pytest.raises(UserError, match="is not the tokenizer"): load_run(undisturbed)
+        with pytest.raises(UserError, match="is not the tokenizer"): load_pair(undisturbed)
     finally: (undisturbed / "tokenizer.model").write_bytes(own)
 
 

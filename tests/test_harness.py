@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from llama_course import answers
 from llama_course.evaluation import evaluate, find_task, load_items
 from llama_course.harness import (adapter, answers_of, as_write, lm_evaluate, open_pair, score_pairs, score_texts,
                                   their_row, their_tasks, transformers_lm, windows, write_tasks, write_texts)
@@ -21,6 +22,7 @@ from llama_course.weights import load_pair, load_tokenizer, save_hugging_face
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("lm_eval", reason="pip install 'llama_course[eval]'")
+lm_model = pytest.importorskip("lm_eval.api.model")
 pytest.importorskip("gguf", reason="pip install 'llama_course[smollm]'")
 CONTEXT = 96  # tokens that the tiny model reads
 
@@ -121,7 +123,7 @@ def test_settings_of_a_task():
 
 # --- lm-eval's tasks, our items
 
-NAMES = ["piqa", "social_iqa", "winogrande", "arc_easy", "openbookqa", "boolq"]
+NAMES = ["piqa", "social_iqa", "winogrande", "arc_easy", "arc_challenge", "openbookqa", "boolq", "hellaswag"]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +201,8 @@ def written(pair, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     names = write_tasks(folder, ["gsm8k", "nq_open", "triviaqa"])
     lms = adapter()(pair=(model, pair[1])), transformers_lm(model, pair[1], batch_size=4)
-    return evaluate(model, pair[1], ["gsm8k"], shots=0, progress=False), [lm_evaluate(lm, folder, names) for lm in lms]
+    ours = evaluate(model, pair[1], ["gsm8k"], shots=0, limit=3, progress=False)
+    return ours, [lm_evaluate(lm, folder, names, limit=3) for lm in lms]
 
 
 def test_written_tasks_agree_item_by_item(written):
@@ -213,10 +216,76 @@ def test_written_tasks_agree_item_by_item(written):
 def test_our_gsm8k_is_theirs(written):
     records = [r for r in written[0]["items"] if r["task"] == "gsm8k"]
     samples = [s for s in written[1][1]["samples"]["gsm8k"] if s["filter"] == "strict-match"]
-    assert len(records) == len(samples) > 4
+    assert len(records) == len(samples) == 3
     for record, sample in zip(records, samples):
         assert sample["doc_id"] == record["index"]
         assert record["texts"] == [sample["resps"][0][0]] and record["score"] == sample["exact_match"]
+
+
+# --- programs and formulas: lm-eval's tasks, texts that are known
+
+
+def speaker(texts):
+    "A model of lm-eval's that answers each prompt with a text that is given."
+    class Speaker(lm_model.LM):
+        asked = []
+        def loglikelihood(self, requests): raise NotImplementedError
+        loglikelihood_rolling = loglikelihood
+        def generate_until(self, requests):
+            Speaker.asked += [r.args for r in requests]
+            return [texts[r.args[0]] for r in requests]
+    return Speaker()
+
+
+PROGRAM = """import sys
+try: exec(sys.stdin.read(), {})
+except BaseException: sys.exit(1)
+print("ran to its end")"""
+
+
+class PlainPython:
+    "What `code_eval` does, which `evaluate` fetches from the network: a program and its tests, in a fresh Python."
+    @staticmethod
+    def passes(program):
+        try: done = subprocess.run([sys.executable, "-c", PROGRAM], input=program, capture_output=True, text=True, timeout=3)
+        except subprocess.TimeoutExpired: return False
+        return done.returncode == 0 and done.stdout.endswith("ran to its end\n")
+
+    def compute(self, references, predictions, k):
+        found = [sum(self.passes(p + "\n" + test) for p in all) / len(all)
+                 for test, all in zip(references, predictions, strict=True)]
+        return {"pass@1": sum(found) / len(found)}, {}
+
+
+WRITTEN = {  # what a model may write, beside the right solution
+    "humaneval": ["    return None\n", "    return (\n", "    import sys; sys.exit(0)\n", "    while True: pass\n"],
+    "mbpp": ["def other(): pass\n", "def (\n", "import sys; sys.exit(0)\n", "\n"],
+    "hendrycks_math": ["It is $8$.", "$1$ or $2$", "2", r"so $\dfrac56$ it is", "no idea"]}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_programs_and_formulas_score_as_theirs(name, tmp_path, monkeypatch):
+    if name != "hendrycks_math":
+        try: answers.check_programs([name])
+        except UserError as error: pytest.skip(str(error))
+    monkeypatch.setattr("evaluate.load", lambda name: PlainPython(), raising=True)
+    (task,), items = write_tasks(tmp_path, [name]), load_items(name)
+    scores = set()
+    for text in (None, *WRITTEN[name]):
+        requests = [find_task(name).ask(item, []) for item in items]
+        texts = {r.prompt: item.solution if text is None else text for r, item in zip(requests, items)}
+        lm = speaker(texts)
+        result = lm_evaluate(lm, tmp_path, [task], confirm_run_unsafe_code=True)
+        samples = sorted(result["samples"][task], key=lambda s: s["doc_id"])
+        for item, request, sample, (prompt, settings) in zip(items, requests, samples, sorted(
+                lm.asked, key=lambda asked: list(texts).index(asked[0])), strict=True):
+            ours, theirs = find_task(name).score(item, [texts[request.prompt]]), sample[
+                next(key for key in ("pass_at_k", "pass_at_1", "pass@1", "exact_match") if key in sample)]
+            theirs = theirs["pass@1"] if isinstance(theirs, dict) else theirs
+            assert ours == theirs, (text, item)
+            scores.add(ours)
+            assert as_write(prompt, settings | {"max_gen_toks": settings.get("max_gen_toks", 256)}) == request
+    assert scores == {0, 1}
 
 
 # --- its command
