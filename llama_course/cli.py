@@ -51,9 +51,14 @@ def command(function):
     @wraps(function)
     def run(*args, **kwargs):
         try:
+            seed = kwargs.get("seed")
+            if not 0 <= (seed or 0) < 2**63: raise UserError(f"--seed {seed}: from 0 to 2^63 - 1.")
             return function(*args, **kwargs)
         except UserError as error:
             fail(error, 2)
+        except (MemoryError, RuntimeError) as error:  # torch's is a RuntimeError, with a page of text
+            if not isinstance(error, MemoryError) and "memory" not in str(error): raise
+            fail("the memory does not suffice: take a smaller model, batch or length.", 2)
         except KeyboardInterrupt as stop:
             runs = function.__name__ in ("demo", "train", "data", "finetune")
             then = "; the same command goes on from here." if runs else "."
@@ -342,6 +347,7 @@ def plan(
     "Say what a run needs: memory, days, money, carbon; and how to spread it."
     from llama_course.planner import in_words, plan
 
+    if price is not None and not price >= 0: raise UserError(f"--price {price}: dollars, 0 or more.")
     if dry and compiled: raise UserError("a dry run has no compiled code: leave out --compiled or --dry-run.")
     fixed = {"tensor": tensor, "micro_batch": micro_batch, "checkpointing": checkpointing}
     fixed["sequence"] = sequence

@@ -561,6 +561,8 @@ def read_gguf(
 def read_run(folder) -> Checkpoint:
     "Where the tensors of a run of this course are. Raises `UserError` if it is not finished, or altered."
     folder = Path(folder)
+    if (about := folder / "run.json").is_file() and not isinstance(read_json(about), dict):
+        raise UserError(f"{about} is damaged: restore it.")
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} is not finished: go on with the command that began it.")
     config, table = read_config(folder), safetensors_table(folder / "model.safetensors")
@@ -802,7 +804,8 @@ def load_pair(
     if (about := Path(path) / "run.json").is_file(): as_trained(tokenizer, read_json(about))
     found, wanted = tokenizer.vocab_size, checkpoint.config.vocab_size
     if found != wanted:
-        raise UserError(f"{path}: the tokenizer has {found} tokens, the model {wanted}: another vocabulary.")
+        raise UserError(f"{tokenizer.path} is not the tokenizer of this model: it has {found} tokens, the"
+                        f" model's vocabulary {wanted}.")
     try: return load_checkpoint(checkpoint, dtype, torch.device(device)), tokenizer
     except (RuntimeError, AssertionError) as error:  # no such device, or no room on it
         raise UserError(f"{path} on the device {device}: {str(error).splitlines()[0]}") from None

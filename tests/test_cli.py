@@ -111,9 +111,19 @@ def test_wrong_usage(arguments, words, call, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("choices, words", [
     (["--tokens", "0"], "at least 1"), (["--temperature", "-1"], "temperature"), (["--top-p", "0"], "top_p"),
-    (["--top-p", "1.5"], "top_p")])
+    (["--top-p", "1.5"], "top_p"), (["--seed", "-1"], "--seed -1"), (["--seed", str(2**80)], "2^63")])
 def test_choices_out_of_range(choices, words, run, call):
     refused(call("generate", "--run", run, *choices, "To"), words)
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    from llama_course import cli, evaluation
+
+    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()):
+        monkeypatch.setattr(evaluation, "check_numbers", lambda **numbers: (_ for _ in ()).throw(error))
+        assert cli.app(["eval", "--tasks", "piqa"], standalone_mode=False) == 2
+        said = capsys.readouterr().err
+        assert "memory does not suffice" in said and said.count("\n") == 1
 
 
 def test_prompts_that_cannot_be_read(run, call):
@@ -168,7 +178,7 @@ def test_a_tokenizer_that_does_not_fit(damaged, call):
     path.write_bytes(b"no model")
     refused(call("generate", "--run", damaged, "x"), path)
     path.unlink()
-    refused(call("generate", "--run", damaged, "x"), path)
+    refused(call("generate", "--run", damaged, "x"), damaged, "tokenizer.model")
 
 
 def test_own_text_that_is_none(call, tmp_path):

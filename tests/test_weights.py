@@ -183,7 +183,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
     (setting(num_hidden_layers="2"), ["n_layers"]),
     (lambda f: write_json(f / "model.safetensors.index.json", {"weight_map": {"a": "../x"}}), ["out of its folder"]),
     (lambda f: write_json(f / "model.safetensors.index.json", {"weight_map": {"a": "x"}}), ["has no x"]),
-    (lambda f: (f / "run.json").write_text("{}"), ["--run"]),
+    (lambda f: (f / "run.json").write_text("{}"), ["config.json", "format"]),
 ])
 def test_what_is_wrong_with_a_folder_is_said_by_name(tmp_path, spoil, words):
     save_hugging_face(shaken(), folder := tmp_path / "m")
