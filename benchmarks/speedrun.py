@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ class Contestant:
             return
         ours = Llama(config)
         self.model = ours if name == "ours" else gpt2_of_size(config, recipe.seq_len, count(ours))
-        self.step = Step(self.model, recipe)
+        self.step = Step(self.model, recipe if name == "ours" else replace(recipe, attention=None))  # GPT-2 has its own
         self.schedule = lambda share: cosine_lr(int(share * 10_000), 10_000, lr, int(WARMUP * 10_000))
 
     def warm_up(self, batch):
