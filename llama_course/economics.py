@@ -133,12 +133,12 @@ def break_even(
     more = small * law.tokens(small, loss) - big * law.tokens(big, loss)
     return max(0.0, float(3 * more / (big - small)))
 
-# %% ../nbs/01_economics.ipynb #c036
+# %% ../nbs/01_economics.ipynb #c038
 MODELS = {  # name: (parameters, training tokens); the tokens are those at which the curves of Figure 1 end
     "7B": (6_738_415_616, 240_000 * 2**22), "13B": (13_015_864_320, 240_000 * 2**22),
     "33B": (32_528_943_616, 334_000 * 2**22), "65B": (65_285_660_672, 334_000 * 2**22)}
 
-# %% ../nbs/01_economics.ipynb #c041
+# %% ../nbs/01_economics.ipynb #c043
 EXPONENTS = np.arange(0.02, 0.81, 0.02)
 
 
@@ -164,7 +164,7 @@ def fit_law(
                                          0 * A + alpha, 0 * A + beta, G[0] if G else 0 * A])
     return LossLaw(*found)
 
-# %% ../nbs/01_economics.ipynb #c054
+# %% ../nbs/01_economics.ipynb #c056
 TABLES = {3: """
 model         | BoolQ | PIQA | SIQA | HellaSwag | WinoGrande | ARC-e | ARC-c | OBQA
 GPT-3 175B    | 60.5 | 81.0 | - | 78.9 | 70.2 | 68.8 | 51.4 | 57.6
@@ -178,7 +178,7 @@ LLaMA 13B     | 78.1 | 80.1 | 50.4 | 79.2 | 73.0 | 74.8 | 52.7 | 56.4
 LLaMA 33B     | 83.1 | 82.3 | 50.4 | 82.8 | 76.0 | 80.0 | 57.8 | 58.6
 LLaMA 65B     | 85.3 | 82.8 | 52.3 | 84.2 | 77.0 | 78.9 | 56.0 | 60.2"""}
 
-# %% ../nbs/01_economics.ipynb #c055
+# %% ../nbs/01_economics.ipynb #c057
 TABLES[4] = """
 model        | 0-shot | 1-shot | 5-shot | 64-shot
 GPT-3 175B   | 14.6 | 23.0 | - | 29.9
@@ -200,7 +200,7 @@ LLaMA 13B    | 56.6 | 60.5 | 63.1 | 64.0
 LLaMA 33B    | 65.1 | 67.9 | 69.9 | 70.4
 LLaMA 65B    | 68.2 | 71.6 | 72.6 | 73.0"""
 
-# %% ../nbs/01_economics.ipynb #c056
+# %% ../nbs/01_economics.ipynb #c058
 TABLES[6] = """
 model      | middle | high
 GPT-3 175B | 58.4 | 45.5
@@ -224,7 +224,7 @@ LLaMA 13B    | 3.9 | 8.8 | 17.8 | 29.3
 LLaMA 33B    | 7.1 | 15.2 | 35.6 | 53.1
 LLaMA 65B    | 10.6 | 20.5 | 50.9 | 69.7"""
 
-# %% ../nbs/01_economics.ipynb #c057
+# %% ../nbs/01_economics.ipynb #c059
 TABLES[8] = """
 model         | HumanEval @1 | HumanEval @100 | MBPP @1 | MBPP @80
 LaMDA 137B    | 14.0 | 47.3 | 14.8 | 62.4
@@ -237,7 +237,7 @@ LLaMA 13B     | 15.8 | 52.5 | 22.0 | 64.0
 LLaMA 33B     | 21.7 | 70.7 | 30.2 | 73.4
 LLaMA 65B     | 23.7 | 79.3 | 37.7 | 76.8"""
 
-# %% ../nbs/01_economics.ipynb #c058
+# %% ../nbs/01_economics.ipynb #c060
 TABLES[9] = """
 model          | Humanities | STEM | Social Sciences | Other | Average
 GPT-NeoX 20B   | 29.8 | 34.9 | 33.7 | 37.7 | 33.6
@@ -252,7 +252,7 @@ LLaMA 13B      | 45.0 | 35.8 | 53.8 | 53.3 | 46.9
 LLaMA 33B      | 55.8 | 46.0 | 66.7 | 63.4 | 57.8
 LLaMA 65B      | 61.8 | 51.7 | 72.9 | 67.4 | 63.4"""
 
-# %% ../nbs/01_economics.ipynb #c059
+# %% ../nbs/01_economics.ipynb #c061
 def results(
     number: int,  # 3 common sense, 4 NaturalQuestions, 5 TriviaQA, 6 RACE, 7 mathematics, 8 code, 9 MMLU
 ) -> dict:  # {model: {task: percent}}; what the paper does not give is left out

@@ -123,7 +123,7 @@ class Template:
     lead: str = ""  # stands between the prompt and the answer
 
 def _plain(tokenizer, instruction: str) -> list[int]:
-    return tokenizer.encode(f"{instruction}\nAnswer:", bos=True)
+    return plain_chat(tokenizer, [{"role": "user", "content": instruction}])
 
 def _chat(tokenizer, instruction: str) -> list[int]:
     return tokenizer.encode_chat([{"role": "user", "content": instruction}])

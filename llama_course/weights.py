@@ -577,10 +577,10 @@ def read_checkpoint(
     if not path.exists(): raise UserError(f"{path} does not exist: check the path.")
     if path.is_file(): return read_gguf(path)
     if (path / "params.json").is_file(): return read_release(path)
-    about = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    about = read_json(path / "config.json") if (path / "config.json").is_file() else None
     if (path / "run.json").is_file() or isinstance(about, dict) and about.get("format") == FORMAT:
         return read_run(path)
-    if about: return read_hugging_face(path)
+    if about is not None: return read_hugging_face(path)
     raise UserError(f"{path} has neither params.json (Meta) nor config.json (Hugging Face): nothing to load.")
 
 # %% ../nbs/15_weights.ipynb #c066
@@ -806,9 +806,10 @@ def load_pair(
     if found != wanted:
         raise UserError(f"{tokenizer.path} is not the tokenizer of this model: it has {found} tokens, the"
                         f" model's vocabulary {wanted}.")
-    try: return load_checkpoint(checkpoint, dtype, torch.device(device)), tokenizer
-    except (RuntimeError, AssertionError) as error:  # no such device, or no room on it
-        raise UserError(f"{path} on the device {device}: {str(error).splitlines()[0]}") from None
+    try: torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # of many kinds
+        raise UserError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    return load_checkpoint(checkpoint, dtype, device), tokenizer
 
 # %% ../nbs/15_weights.ipynb #c090
 def plain_chat(

@@ -117,7 +117,7 @@ OWED = {
                  "open_shards", "option", "begin_run", "command"},
     "14b_first_light": {"check", "run_demo"},
     "15_weights": {"need", "Stored", "encode_chat", "render", "tokenizer_of_gguf", "sentencepiece_of_gguf"},
-    "16_quantization": {"has_kernels", "product_of_8_bits", "attended"},
+    "16_quantization": {"has_kernels", "product_of_8_bits", "product_of_4_bits"},
 }
 
 
