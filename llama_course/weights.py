@@ -20,7 +20,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -798,6 +798,7 @@ def load_pair(
     path,  # a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's
     dtype: torch.dtype | None = None,  # None: that of the file, or float32 where it has blocks
     device="cpu",
+    load: Callable = load_checkpoint,  # makes the model of checkpoint, dtype and device
 ) -> tuple:
     "The model and its tokenizer. Raises `UserError`, and has read no weights, if they do not fit together."
     checkpoint, tokenizer = read_checkpoint(path), load_tokenizer(path)
@@ -809,7 +810,7 @@ def load_pair(
     try: torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # of many kinds
         raise UserError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    return load_checkpoint(checkpoint, dtype, device), tokenizer
+    return load(checkpoint, dtype, device), tokenizer
 
 # %% ../nbs/15_weights.ipynb #c090
 def plain_chat(

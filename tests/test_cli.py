@@ -73,6 +73,19 @@ def test_generate(run, call):
     assert call("generate", "--run", run, "--tokens", 3)[0] == 0  # no prompt: a new text
 
 
+def test_generate_from_packed_weights(run, call, monkeypatch):
+    from llama_course import quantization
+
+    words = ["generate", "--run", run, "--temperature", 0, "--tokens", 8, "To be"]
+    load, asked = quantization.load_quantized, []
+    monkeypatch.setattr(quantization, "load_quantized", lambda path, bits: asked.append(bits) or load(path, bits))
+    assert call(*words, "--bits", 32) == call(*words)
+    status, out, err = call(*words, "--bits", 8)
+    assert status == 0 and out.startswith("To be") and not err and asked == [32, 8]
+    refused(call(*words, "--bits", 5), "--bits 5", "8, 16")
+    refused(call(*words, "--bits", 4), "rows of 32")
+
+
 def test_help_everywhere(call):
     status, out, err = call()
     assert status == 0 and not err

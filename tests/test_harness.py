@@ -273,7 +273,8 @@ def test_programs_and_formulas_score_as_theirs(name, tmp_path, monkeypatch):
     scores = set()
     for text in (None, *WRITTEN[name]):
         requests = [find_task(name).ask(item, []) for item in items]
-        texts = {r.prompt: item.solution if text is None else text for r, item in zip(requests, items)}
+        right = lambda i: text is None or "while True" in text and i  # what has no end is written once: it costs seconds
+        texts = {r.prompt: items[i].solution if right(i) else text for i, r in enumerate(requests)}
         lm = speaker(texts)
         result = lm_evaluate(lm, tmp_path, [task], confirm_run_unsafe_code=True)
         samples = sorted(result["samples"][task], key=lambda s: s["doc_id"])
