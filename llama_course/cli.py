@@ -215,9 +215,8 @@ def one_model(run, weights, bits=None):
     if not weights and not (path / "run.json").is_file():
         raise UserError(f"{path} is not a run folder, it has no run.json: `llama-course demo` makes one.")
     if bits is None: return load_pair(path)
-    from llama_course.quantization import PRODUCTS, load_quantized
+    from llama_course.quantization import load_quantized
 
-    if bits not in PRODUCTS: raise UserError(f"--bits {bits}: one of {', '.join(map(str, PRODUCTS))}.")
     return load_pair(path, load=lambda checkpoint, *_: load_quantized(checkpoint, bits))
 
 # %% ../nbs/21_cli.ipynb #c023

@@ -73,6 +73,7 @@ class PackedLinear(nn.Module):
         group: int | None = None,  # for 8 bits; 4 bits have groups of 32
     ):
         super().__init__()
+        if bits not in (4, 8, *FLOATS): raise UserError(f"{bits} bits: 4, 8, 16 and 32 are there.")
         if bits == 4 and (C := weight.size(1)) % 64: raise UserError(f"rows of {C} are no blocks of 64.")
         if bits in FLOATS: codes, scale, low = weight.detach().to(FLOATS[bits]), *torch.empty(2, 0)
         else: codes, scale, low = quantize(weight, bits, group if bits == 8 else GROUP)
@@ -322,7 +323,7 @@ def attended(q, keys, values, n):  # (H, Q), (K, S, Q) twice
     shared, width = len(q) // len(keys), q.shape[1]
     for h in numba.prange(len(q)):
         k, v, scores = keys[h // shared], values[h // shared], np.empty(n, np.float32)
-        top = np.float32(-np.inf)
+        top = np.float32(-1e30)  # not infinite: fastmath may take it that nothing is
         for t in range(n):
             score = np.float32(0)
             for j in range(width): score += q[h, j] * k[t, j]

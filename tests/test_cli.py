@@ -82,7 +82,7 @@ def test_generate_from_packed_weights(run, call, monkeypatch):
     assert call(*words, "--bits", 32) == call(*words)
     status, out, err = call(*words, "--bits", 8)
     assert status == 0 and out.startswith("To be") and not err and asked == [32, 8]
-    refused(call(*words, "--bits", 5), "--bits 5", "8, 16")
+    refused(call(*words, "--bits", 5), "5 bits", "8, 16")
     refused(call(*words, "--bits", 4), "rows of 32")
 
 

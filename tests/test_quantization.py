@@ -77,7 +77,7 @@ def test_a_packed_layer_computes_from_its_codes(bits, group):
 
 def test_what_cannot_be_packed_is_said():
     with pytest.raises(UserError, match="5 bits"): quantize(torch.ones(2, 64), 5)
-    with pytest.raises(UserError, match="24 bits"): PackedLinear(torch.ones(2, 64), 24)
+    with pytest.raises(UserError, match="24 bits: 4, 8, 16 and 32"): PackedLinear(torch.ones(2, 64), 24)
     with pytest.raises(UserError, match="rows of 48"): quantize(torch.ones(2, 48), 8, 32)
     with pytest.raises(UserError, match="rows of 96"): PackedLinear(torch.ones(2, 96), 4)
 
