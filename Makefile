@@ -13,10 +13,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 READY := .venv/.ready
 
-# Two notebooks run at a time, and three files of tests, which often wait; together they use the cores that there are.
+# Three notebooks run at a time, or three files of tests, which often wait. Together they use the cores that there are:
+# each has its share of threads, and a thread that waits for others sleeps and does not spin on a core that they need.
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 THREADS := $(shell expr \( $(CORES) + 1 \) / 2)
-NBDEV_TEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/nbdev_test --n_workers 2 --timing --do_print
+SHARED := OMP_NUM_THREADS=$(THREADS) NUMBA_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive
+NBDEV_TEST := $(SHARED) $(BIN)/nbdev_test --n_workers 3 --timing --do_print
 
 # The kernel and the settings of .venv, whatever else is installed for this user; nothing is fetched at run time.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -55,7 +57,7 @@ test: $(READY)
 	@$(NBDEV_TEST)
 	@$(NBDEV_TEST) --path solutions
 	@echo "== 3/3 all tests, the site and the browser among them =="
-	@OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n 3 --dist loadfile $(ARGS)
+	@$(SHARED) $(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python docs/build.py

@@ -230,13 +230,16 @@ def test_jupyterlab_opens_the_first_page_and_runs_a_chapter(lab, browser):
     with watched(browser, DESKTOP) as (tab, wrong):
         tab.goto(f"{address}/lab/tree/nbs/{chapter.name}?token=secret")
         tab.locator(".jp-Notebook .jp-MarkdownCell h1").wait_for(timeout=60_000)
+        # Keys pressed before the kernel is there open a question instead of running a cell.
+        tab.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(timeout=120_000)
         tab.locator(".jp-Notebook .jp-Cell").first.click()
         cells, code = nbformat.read(folder / "root" / "nbs" / chapter.name, as_version=4).cells, 0
         while code < first_output(chapter):
-            code += cells.pop(0).cell_type == "code"
             tab.keyboard.press("Shift+Enter")
-        prompt = tab.locator(".jp-InputPrompt", has_text=re.compile(rf"^\[{code}\]:$"))
-        prompt.wait_for(timeout=60_000)
+            if cells.pop(0).cell_type == "code":
+                code += 1
+                prompt = tab.locator(".jp-InputPrompt", has_text=re.compile(rf"^\[{code}\]:$"))
+                prompt.wait_for(timeout=120_000)
         cell = tab.locator(".jp-CodeCell", has=prompt)
         cell.locator(".jp-OutputArea-output").first.wait_for()
         assert cell.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
