@@ -97,9 +97,11 @@ def test_only_the_first_checkpoint_was_written(undisturbed, tmp_path):
     assert finish(tmp_path, "save_every=1000") == weights and lines(tmp_path) == metrics
 
 
-@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
-def test_compiled_and_in_bfloat16_too(tmp_path):
-    changes = ("compile=true", 'precision="bfloat16"', "steps=12")
+@pytest.mark.parametrize("changes", [
+    ("threads=2", "steps=12"),
+    pytest.param(("threads=2", "steps=12", "compile=true", 'precision="bfloat16"'), marks=pytest.mark.skipif(
+        not can_compile(), reason="torch.compile needs a C++ compiler"))], ids=["two threads", "and compiled"])
+def test_with_two_threads_compiled_and_in_bfloat16_too(changes, tmp_path):
     weights, metrics = finish(tmp_path / "whole", *changes), lines(tmp_path / "whole")
     assert stop_at(start(tmp_path / "cut", *changes), tmp_path / "cut", 5, signal.SIGINT) == 130
     assert finish(tmp_path / "cut", *changes) == weights and lines(tmp_path / "cut") == metrics

@@ -26,7 +26,6 @@ class Letters:
 
 def make(folder, **changes):
     "Model, shards and recipe: always the same ones for the same changes."
-    torch.set_num_threads(1)  # so small a model is not shared by two
     torch.manual_seed(0)
     model = Llama(LlamaConfig(dim=64, n_layers=2, n_heads=2, vocab_size=64, max_seq_len=64, hidden_dim=128))
     shards = {}
@@ -47,6 +46,7 @@ def run(folder, *changes):
     "The run from its first line to its last: prints the weights' fingerprint, or ends as the command does."
     changes = {k: json.loads(v) for k, v in (c.split("=") for c in changes)}
     save_every = changes.pop("save_every", 0.0)
+    torch.set_num_threads(changes.pop("threads", 1))
     model, shards, recipe = make(folder, **changes)
     try:
         train(model, shards, recipe, folder, save_every=save_every)
