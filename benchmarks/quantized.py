@@ -21,8 +21,8 @@ import typer
 from _shared import in_turns, machine, markdown, ratio
 from llama_course.generation import generate
 from llama_course.quantization import load_quantized, packed_bytes
-from llama_course.safety import UserError
-from llama_course.weights import load_tokenizer, load_weights, need, read_gguf_header
+from llama_course.support.errors import UserError
+from llama_course.formats import load_tokenizer, load_weights, need, read_gguf_header
 
 PROMPT = "The history of the alphabet begins"
 

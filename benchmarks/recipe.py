@@ -17,7 +17,7 @@ import torch
 import typer
 
 from _shared import machine, markdown
-from llama_course.demo import DEMO, WARMUP
+from llama_course.launch.demo import DEMO, WARMUP
 from llama_course.model import Llama, LlamaConfig
 from llama_course.optimizer import cosine_lr
 from llama_course.training import Recipe, Step, bits_per_byte, can_compile, has_bfloat16, make_loader

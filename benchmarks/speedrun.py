@@ -28,7 +28,7 @@ from torch import nn
 from _shared import Logits, machine, markdown
 from llama_course.attention import attend
 from llama_course.data import shakespeare, standard_library
-from llama_course.demo import DEMO, WARMUP, Run, divide, make_shards, make_tokenizer
+from llama_course.launch.demo import DEMO, WARMUP, Run, divide, make_shards, make_tokenizer
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings
 from llama_course.optimizer import cosine_lr
 from llama_course.training import Recipe, Step, bits_per_byte, can_compile, has_bfloat16, make_loader

@@ -20,15 +20,14 @@ from readme import ROOT, links, rebase, show
 DOCS = ROOT / "docs"
 PAGES = DOCS / "_pages"
 PARTS = {  # part of the course: the numbers of its chapters
-    "Before you start": ["00"],
-    "The thesis": ["01"],
-    "Data": ["02", "03"],
-    "Architecture": ["04", "05", "06", "07", "08"],
-    "Training": ["09", "10", "11", "12", "13"],
-    "Inference": ["14", "15", "16"],
-    "Judgement": ["17", "18"],
-    "Alignment": ["19"],
-    "For teachers": ["20", "21"],
+    "Start": ["01"],
+    "The thesis": ["02"],
+    "Data": ["03", "04", "05", "06", "07"],
+    "Architecture": ["08", "09", "10", "11", "12"],
+    "Training": ["13", "14", "15", "16", "17", "18", "19", "20"],
+    "Inference": ["21", "22", "23", "24"],
+    "Judgement": ["25", "26", "27", "28"],
+    "Alignment": ["29"],
 }
 
 
@@ -65,30 +64,27 @@ def entry(path: str) -> str:
     return f"{number[1]} {re.sub('[`*<>]', '', title)} <{path}>"
 
 
-def menu(chapters: list[str], graders: list[str], exercises: list[str], reference: list[str]) -> str:
+def menu(chapters: list[str], exercises: list[str], reference: list[str]) -> str:
     "The menu: the parts of the course in order, then what surrounds it."
     number = {path: re.match(r"\d*", Path(path).name)[0][:2] for path in chapters}
     lost = [path for path in chapters if not any(number[path] in numbers for numbers in PARTS.values())]
     if lost:
         raise SystemExit(f"docs/build.py: add to PARTS the number of {', '.join(lost)}.")
     parts = {part: [path for path in chapters if number[path] in numbers] for part, numbers in PARTS.items()}
-    parts["For teachers"] += graders
-    teachers = parts.pop("For teachers")
-    parts |= {"Exercises": exercises, "For teachers": teachers, "Reference": reference}
+    parts |= {"Exercises": exercises, "Reference": reference}
     return "\n\n".join(filter(None, (toctree(part, paths) for part, paths in parts.items())))
 
 
 def write_pages():
     "Fill docs/_pages with everything that Sphinx reads."
     shutil.rmtree(PAGES, ignore_errors=True)
-    folders = ["nbs", "nbs/exercises", "exercises"]
+    folders = ["nbs", "exercises"]
     sources = [path for folder in folders for path in sorted((ROOT / folder).glob("[!_.]*.ipynb"))]
     sources += [path for path in [DOCS / "benchmarks.md"] if path.exists()]
     names = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sources]
     api = write_api(PAGES / "api")
     contents = menu(
         [name for name in names if re.match(r"nbs/\d", name)],
-        [name for name in names if name.startswith("nbs/exercises/")],
         [name for name in names if name.startswith("exercises/")],
         [name for name in names if name.startswith("docs/")] + api,
     )

@@ -1,5 +1,5 @@
 #!/bin/bash
-# LLaMA-65B on 2,048 GPUs: 256 machines of 8. The small run with other numbers (nbs/12b_runs.ipynb).
+# LLaMA-65B on 2,048 GPUs: 256 machines of 8. The small run with other numbers (nbs/18_fault_tolerance.ipynb).
 #
 #   sbatch docs/slurm.sh                      # as it stands
 #   sbatch --nodes 4 docs/slurm.sh --model 7B --steps 240000 --lr 3e-4 --tensor-parallel 1 ...
@@ -8,8 +8,8 @@
 # The folders DATA and RUN must be seen by all machines. DATA holds the token shards, SOURCE.tokens, and mixture.json with
 # the sources' proportions. A job that is requeued, or submitted again, goes on from its last whole checkpoint.
 #
-# Finetuning (nbs/19b_finetuning.ipynb) is the same job with another last part, from `-m` on:
-#   -m llama_course.finetuning --weights "$WEIGHTS" --data answers.jsonl --out "$RUN" --precision bfloat16 \
+# Finetuning (llama_course/launch/finetuning.py) is the same job with another last part, from `-m` on:
+#   -m llama_course.launch.finetuning --weights "$WEIGHTS" --data answers.jsonl --out "$RUN" --precision bfloat16 \
 #   --tensor-parallel 8 --checkpointing selective "$@"
 
 #SBATCH --job-name=llama-65B

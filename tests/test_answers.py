@@ -16,10 +16,10 @@ from llama_course import answers
 from llama_course.answers import (
     STEPS, WORKED, boxed, cut_answer, exact_match, final_formula, final_number, majority_score, normalize_answer,
     normalize_math, pass_at_k, read_gsm8k, score_code, score_fact, score_problem, strict_number)
-from llama_course.evaluation import OWN, TASKS, Write, evaluate, load_items, read_rows
+from llama_course.likelihood import OWN, TASKS, Write, evaluate, load_items, read_rows
 from llama_course.model import Llama, LlamaConfig
-from llama_course.safety import UserError
-from llama_course.sandbox import Sandbox
+from llama_course.support.errors import UserError
+from llama_course.support.sandbox import Sandbox
 
 NAMES = ("nq_open triviaqa gsm8k gsm8k_steps gsm8k_vote math_steps math_vote humaneval humaneval_1 humaneval_100"
          " mbpp mbpp_1 mbpp_80").split()

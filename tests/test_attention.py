@@ -16,10 +16,10 @@ from llama_course import attention
 from llama_course.attention import (BACKENDS, Attention, attend, blockwise_attention, causal_attention, check_backend,
                                     fused_attention, tiles, use_attention, xformers_attention)
 from llama_course.data import Document, Shard, write_shard
-from llama_course.ledger import ledger
+from llama_course.support.ledger import ledger
 from llama_course.model import Llama, LlamaConfig, Parts
 from llama_course.rope import rotary_table
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.training import Recipe, Step, train
 
 many = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -290,7 +290,7 @@ def test_a_run_notes_its_attention_and_goes_on_only_with_it(tmp_path):
 
 
 def test_the_command_refuses_before_anything_is_made(tmp_path):
-    from llama_course.cli import app
+    from llama_course.command.cli import app
     (tmp_path / "a.txt").write_text("to be or not to be\n" * 100)
     for name, text in (("flash", "no attention is called 'flash'"), ("xformers", "attention 'xformers'")):
         if name == "xformers" and torch.cuda.is_available(): continue
@@ -370,7 +370,7 @@ def test_xformers_where_it_cannot_run(monkeypatch):
 
 
 def test_xformers_is_not_imported_unasked():
-    code = "import sys, llama_course.training, llama_course.cli; assert 'xformers' not in sys.modules"
+    code = "import sys, llama_course.training, llama_course.command.cli; assert 'xformers' not in sys.modules"
     import subprocess
     subprocess.run([sys.executable, "-c", code], check=True)
 

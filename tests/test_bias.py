@@ -19,9 +19,9 @@ from llama_course.bias import (
     MAJORITY, OWN, PAIRS, PRONOUNS, RESPECTFUL, Detoxify, Offline, Perspective, ask_pair, ask_prompt, ask_schema, by_cluster,
     by_group, checked, fill_template, gotcha_gap, is_gotcha, per_token, preference, read_majorities, read_mc1, read_mc2,
     read_pair, read_prompt, read_schema, rightly, score_mc1, score_mc2, scorer_of, share, toxicity, weighted)
-from llama_course.evaluation import TASKS, Likelihood, evaluate, file_rows, load_items
+from llama_course.likelihood import TASKS, Likelihood, evaluate, file_rows, load_items
 from llama_course.model import Llama, LlamaConfig
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.tokenizer import Tokenizer
 
 SAMPLES = Path(os.environ.get("LLAMA_COURSE_EVAL_SAMPLES", Path(__file__).parents[2] / "shared" / "eval-samples"))

@@ -17,7 +17,7 @@ from sentencepiece import sentencepiece_model_pb2 as protobuf
 from llama_course.bpe import (
     BPE, BYTE, UNUSED, Pairs, learn, may_be_piece, merge, read_model, script, train_bpe, words_and_characters, write_model)
 from llama_course.data import sample, shakespeare, standard_library
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.tokenizer import META, SETTINGS, Tokenizer, training_lines
 
 PLAYS = [d.text for d in shakespeare()]

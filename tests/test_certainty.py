@@ -12,7 +12,7 @@ from llama_course.certainty import (CLAIMS, MMLU_MODELS, QUESTIONS, TABLE_14, Cl
                                     margin, margins, mcnemar, mmlu, mmlu_average, overlap, paired, plain_words,
                                     standard_error, wilson, z_value)
 from llama_course.economics import results
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is the reference")
 many = settings(max_examples=60, deadline=None, derandomize=True, database=None)

@@ -17,10 +17,10 @@ from llama_course.checkpointing import (
     MODES, Attended, apply_checkpointing, by_hand, by_policy, layer_bytes, linear_backward, rms_norm_backward,
     swiglu_backward)
 from llama_course.generation import generate
-from llama_course.ledger import ledger, saved_tensors
+from llama_course.support.ledger import ledger, saved_tensors
 from llama_course.model import Block, Llama, LlamaConfig, Parts
 from llama_course.rope import rotary_table
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.training import Recipe, Step, train
 from training_run import make
 
@@ -310,7 +310,7 @@ def test_a_recipe_without_a_mode_leaves_the_model_as_it_is():
 
 def test_the_command_names_a_wrong_mode(tmp_path):
     (tmp_path / "a.txt").write_text("To be, or not to be. " * 50)
-    command = [sys.executable, "-m", "llama_course.cli", "train", str(tmp_path / "a.txt"), "--run", str(tmp_path / "run"),
+    command = [sys.executable, "-m", "llama_course.command.cli", "train", str(tmp_path / "a.txt"), "--run", str(tmp_path / "run"),
                "--steps", "1", "--checkpointing", "half"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "none, full, selective" in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_course import cli
-from llama_course.demo import FORMAT
+from llama_course.command import cli
+from llama_course.launch.demo import FORMAT
 from llama_course.model import Llama, LlamaConfig
-from llama_course.safety import fingerprint, write_json
+from llama_course.support.disk import fingerprint, write_json
 from llama_course.tokenizer import Tokenizer
 
 WORDS = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer\n"
-BASE = [sys.executable, "-m", "llama_course.cli"]
+BASE = [sys.executable, "-m", "llama_course.command.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_help_everywhere(call):
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys, llama_course.cli; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    code = "import sys, llama_course.command.cli; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
 
 
@@ -130,7 +130,8 @@ def test_choices_out_of_range(choices, words, run, call):
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
-    from llama_course import cli, evaluation
+    from llama_course import likelihood as evaluation
+    from llama_course.command import cli
 
     for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()):
         monkeypatch.setattr(evaluation, "check_numbers", lambda **numbers: (_ for _ in ()).throw(error))

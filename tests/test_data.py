@@ -15,12 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_course import data, safety
+from llama_course import data
+from llama_course.support import disk as safety
 from llama_course.data import (SOUND, TABLE_1, Document, Funnel, Loader, Mixture, Shard, draw_documents, draw_funnel,
                                epochs_read, from_bytes, funnel_table, is_held_out, merge_counts, mix, not_gigantic,
                                read_document, sample, shakespeare, shuffled, split, standard_library, text_bytes,
                                unique_tokens, whole_parts, write_shard)
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 
 
 class Bytes:

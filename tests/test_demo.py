@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llama_course.data import shakespeare
-from llama_course.demo import load_run, run_own
-from llama_course.safety import UserError
+from llama_course.launch.demo import load_run, run_own
+from llama_course.support.errors import UserError
 
 STEPS = 10
 
@@ -28,7 +28,7 @@ def texts(tmp_path_factory):
 
 
 def command(texts, run):
-    return [sys.executable, "-m", "llama_course.cli", "train", texts, "--run", run, "--steps", str(STEPS), "--json"]
+    return [sys.executable, "-m", "llama_course.command.cli", "train", texts, "--run", run, "--steps", str(STEPS), "--json"]
 
 
 def finish(texts, run):
@@ -165,7 +165,7 @@ def test_a_finished_run_is_left_alone(whole, texts):
     (["--model", "pocket"], "was begun with model = demo, now it is pocket"),
 ])
 def test_other_settings_are_refused(changes, named, whole, texts):
-    arguments = [sys.executable, "-m", "llama_course.cli", "train", texts, "--run", whole[0], *changes]
+    arguments = [sys.executable, "-m", "llama_course.command.cli", "train", texts, "--run", whole[0], *changes]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
 
@@ -247,7 +247,7 @@ def test_the_report_needs_no_network(whole):
 
 
 def test_samples_are_escaped(whole):
-    from llama_course.demo import sample_box
+    from llama_course.launch.demo import sample_box
 
     assert sample_box({"prompt": "<b>", "text": "<script>x&y"}) == "<pre><b>&lt;b&gt;</b>&lt;script&gt;x&amp;y</pre>"
 
@@ -269,7 +269,8 @@ def test_the_report_in_a_browser(whole, browser, scheme):
 
 
 FRUGAL = """import sys
-from llama_course import cli, demo
+from llama_course.command import cli
+from llama_course.launch import demo
 demo.HELD_OUT_BYTES = 40_000  # of each source: a tenth of what is priced otherwise, and that takes the longest
 sys.argv[0] = "llama-course"
 cli.main()"""
@@ -286,6 +287,6 @@ def test_the_demo_itself(tmp_path):
     assert list(results["held_out"]) == ["shakespeare", "python"]
     assert all(2 < s["bits_per_byte"] < 5 for s in results["held_out"].values())
     assert [s["prompt"] for s in results["samples"]] == ["ROMEO:", "def ", ""]
-    said = subprocess.run([sys.executable, "-m", "llama_course.cli", "generate", "--run", run, "ROMEO:", "--tokens", "20"],
+    said = subprocess.run([sys.executable, "-m", "llama_course.command.cli", "generate", "--run", run, "ROMEO:", "--tokens", "20"],
                           capture_output=True, text=True)
     assert said.stdout.startswith("ROMEO:") and not said.stderr

@@ -15,7 +15,7 @@ from llama_course.dryrun import Book, compare, count_step, dry_run, in_words, ob
 from llama_course.model import LlamaConfig
 from llama_course.parallel import make_mesh
 from llama_course.planner import Layout, memory, parameters
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 
 SMALL = LlamaConfig(dim=64, n_layers=3, n_heads=4, vocab_size=96, hidden_dim=192, max_seq_len=32)
 
@@ -139,7 +139,7 @@ def test_fsdp_sends_what_theory_says():
 
 
 def command(*arguments):
-    line = [sys.executable, "-m", "llama_course.cli", "plan", "--dry-run", *arguments]
+    line = [sys.executable, "-m", "llama_course.command.cli", "plan", "--dry-run", *arguments]
     return subprocess.run(line, capture_output=True, text=True)
 
 

@@ -12,7 +12,7 @@ from llama_course.economics import (LAWS, MODELS, TABLES, LossLaw, break_even, b
                                     cheapest_to_train, compare, fit_law, life_flops, results, serving_flops,
                                     training_flops)
 from llama_course.model import LlamaConfig
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 
 FIGURE_1 = Path(__file__).resolve().parent.parent / "nbs" / "data" / "figure1_training_loss.csv"
 many = settings(max_examples=40, deadline=None, derandomize=True, database=None)

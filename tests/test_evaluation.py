@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_course import evaluation as ev
-from llama_course.evaluation import Choose, Likelihood, Task, UserError, Write, likelihoods
+from llama_course import likelihood as ev
+from llama_course.likelihood import Choose, Likelihood, Task, UserError, Write, likelihoods
 from llama_course.generation import generate_text
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings, to_hugging_face
-from llama_course.safety import read_json, write_json
+from llama_course.support.disk import read_json, write_json
 from llama_course.tokenizer import Tokenizer
 
 TEXT = [json.dumps(rows) for rows in ev.OWN.values()]
@@ -429,7 +429,7 @@ CHILD = """
 import sys, time, torch
 sys.path.insert(0, sys.argv[3])
 import test_evaluation as t
-from llama_course import evaluation as ev
+from llama_course import likelihood as ev
 ev.TASKS["capital"], ev.OWN["capital"] = t.writing(), t.PROMPTS
 add = ev.Journal.add
 def slow(self, records):
@@ -544,7 +544,7 @@ def run_folder(tokenizer, model, tmp_path_factory):
 
 def command(capsys, *arguments):
     "The command in this process: its status, and what it printed."
-    from llama_course.cli import app
+    from llama_course.command.cli import app
     status = app([*map(str, arguments)], prog_name="llama-course", standalone_mode=False)
     return status or 0, capsys.readouterr()
 

@@ -15,17 +15,18 @@ import torch
 import torch.distributed as dist
 
 from llama_course.collectives import spawn
-from llama_course.demo import Run
-from llama_course.finetuning import (
+from llama_course.launch.demo import Run
+from llama_course.launch.finetuning import (
     AnswerStep, Rows, Settings, Share, conversation, encode_turns, finetune, fitting, in_words, load_adapter, make_rows,
     own_tasks, read_conversations, read_tokenizer, save_tokenizer)
 from llama_course.instruct import Encoded, Example, add_lora, choose_template, encode_example, is_held_out, pack
 from llama_course.model import Llama, LlamaConfig
 from llama_course.parallel import make_mesh, parallelize
-from llama_course.safety import UserError, fingerprint
+from llama_course.support.errors import UserError
+from llama_course.support.disk import fingerprint
 from llama_course.tokenizer import Tokenizer
 from llama_course.training import Recipe
-from llama_course.weights import load_pair, load_tokenizer, read_checkpoint, save_hugging_face
+from llama_course.formats import load_pair, load_tokenizer, read_checkpoint, save_hugging_face
 
 SHAPE = LlamaConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, hidden_dim=64, max_seq_len=96)
 
@@ -214,9 +215,9 @@ def start(launch, s, *more):
                             stderr=subprocess.PIPE, text=True, env=env)
 
 
-ALONE = ["llama_course.finetuning"]
+ALONE = ["llama_course.launch.finetuning"]
 TWO = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-       "-m", "llama_course.finetuning"]
+       "-m", "llama_course.launch.finetuning"]
 
 
 def lines(out):

@@ -15,7 +15,7 @@ from llama_course.generation import (
     stream_text, token_probabilities)
 from llama_course.model import Llama, LlamaConfig, Parts, hugging_face_settings, to_hugging_face
 from llama_course.norm import RMSNorm
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.tokenizer import Tokenizer
 
 

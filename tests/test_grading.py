@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama import modeling_llama as hf
 
-from llama_course import grading, worker
-from llama_course.grading import (
+from llama_course.classroom import grading, worker
+from llama_course.classroom.grading import (
     LOOKS, Limits, Observation, UserError, check, find_exercise, generate_exercises, grade, gradescope, hint,
     load_exercises, misfit, observe, tolerance)
 
@@ -382,15 +382,15 @@ for fd in range(3, 200):
     return a""", "", 0),
     "answer raises SystemExit": ("def rms_norm(x, weight, eps): raise SystemExit('10 of 10')", "", 0),
     "prints success": (WRONG, "print('rms_norm: 10 of 10 points', '{\"points\": 10, \"passed\": true}')", 0),
-    "overwrites check": ("""from llama_course import grading
+    "overwrites check": ("""from llama_course.classroom import grading
 grading.check = lambda f: 10""", WRONG + "check = grading.check", 0),
-    "patches the judge": ("""from llama_course import grading as g
+    "patches the judge": ("""from llama_course.classroom import grading as g
 g.judge = g.misfit = g._find_fault = g._value_fault = lambda *a, **k: ''""", WRONG, 0),
-    "patches observe": ("""from llama_course import grading as g, worker as w
+    "patches observe": ("""from llama_course.classroom import grading as g, worker as w
 g.observe = w._observed = w._serve = lambda *a, **k: ({'error': ''}, {})""", WRONG, 0),
-    "patches the channel": ("""from llama_course import worker as w
+    "patches the channel": ("""from llama_course.classroom import worker as w
 w._send = w._receive = w._pack = w._unpack = w.Served = None""", NORM, 10),
-    "patches the exercise": ("""from llama_course.grading import EXERCISES
+    "patches the exercise": ("""from llama_course.classroom.grading import EXERCISES
 task = EXERCISES['rms_norm']
 task.truth, task.make_cases, task.factor = (lambda x, weight, eps: x), (lambda seed: []), 1e9""", WRONG, 0),
     "patches torch": ("""import torch, torch.nn.functional as F
@@ -435,7 +435,8 @@ def answer(x, weight, eps):
     KEPT.append(x.double() * 1)
     return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)"""
     early = """import gc, torch
-from llama_course import grading, ledger
+from llama_course.classroom import grading
+from llama_course.support import ledger
 from torch.multiprocessing import reductions
 ledger.Counter.kept = lambda self, result: 0
 ledger.Counter.note = lambda *a: None
@@ -445,7 +446,7 @@ torch.UntypedStorage.nbytes = lambda self: 0
 torch.Tensor.untyped_storage = None
 ledger.FORMULAS.clear()
 grading.observe.__code__ = (lambda *a, **k: None).__code__"""
-    late = """from llama_course import grading
+    late = """from llama_course.classroom import grading
 def lean_rms_norm(*a):
     grading.Counter.kept = lambda *a: 0
     return answer(*a)"""
@@ -477,7 +478,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def fence(request, monkeypatch):
     "Both ways in which Linux keeps a worker: with namespaces of its own, and without, as in some containers."
     if request.param == "without namespaces":
-        start = "from llama_course import grading, worker"
+        start = "from llama_course.classroom import grading, worker"
         assert start in worker._START
         monkeypatch.setattr(worker, "_START", worker._START.replace(start, f"{start}; worker._fence = lambda home: False"))
     worker._close_nursery()
@@ -510,7 +511,7 @@ def test_files_outside_its_folder_are_safe_where_the_kernel_helps(tmp_path):
     precious.write_text("mine")
     folder = str(tmp_path).encode()
     attack = (f"open({str(precious)!r}, 'w').write('yours')", f"import os; os.remove({str(precious)!r})",
-              "from llama_course import grading; open(grading.__file__, 'a').write('# bad')",
+              "from llama_course.classroom import grading; open(grading.__file__, 'a').write('# bad')",
               f"import ctypes; assert ctypes.CDLL(None).mount(b'x', {folder!r}, b'tmpfs', 0, 0), 'mounted'",
               f"import os; os.kill({os.getpid()}, 9)", "open('own.txt', 'w').write('this is allowed')")
     result = grade(write(tmp_path, NORM, *attack), QUICK)
@@ -547,7 +548,7 @@ def test_the_census_by_ps_as_on_a_mac(monkeypatch):
 @linux
 def test_workers_end_with_a_judge_that_is_killed(tmp_path):
     path = write(tmp_path, NORM, "import subprocess\nsubprocess.run(['sleep', '7654322'])")
-    code = f"from llama_course.grading import grade; grade({str(path)!r})"
+    code = f"from llama_course.classroom.grading import grade; grade({str(path)!r})"
     environment = os.environ | {"TMPDIR": str(tmp_path)}  # what it leaves behind when it is killed
     judge = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
     end = time.monotonic() + 60
@@ -596,7 +597,7 @@ def test_bad_paths_are_told_in_one_line(tmp_path):
 
 def test_a_folder_of_notebooks(tmp_path):
     write(tmp_path, NORM, name="norm.ipynb"), write(tmp_path, "x = 1", name="notes.ipynb")
-    write(tmp_path, "from llama_course.exercises.rope import rope\nrope = rope.rights[1]", name="rope.ipynb")
+    write(tmp_path, "from llama_course.classroom.judges.rope import rope\nrope = rope.rights[1]", name="rope.ipynb")
     result = grade(tmp_path, QUICK)
     assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 0,
                               "rope": 10, "shift_keys": 0, "decode_step": 0}
@@ -679,7 +680,7 @@ def test_nbgrader_gives_the_same_points(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # nbgrader calls alembic
     source = tmp_path / "source/week1"
     source.mkdir(parents=True)
-    shutil.copy(ROOT / "solutions/04_norm.ipynb", source)
+    shutil.copy(ROOT / "solutions/08_norm.ipynb", source)
     config = Config()
     config.CourseDirectory.root = str(tmp_path)
     config.Exchange.root, config.Execute.timeout = str(tmp_path / "exchange"), 120
@@ -687,12 +688,12 @@ def test_nbgrader_gives_the_same_points(tmp_path, monkeypatch):
     api = NbGraderAPI(config=config)
     result = api.generate_assignment("week1")
     assert result["success"], result
-    released = json.loads((tmp_path / "release/week1/04_norm.ipynb").read_text())
-    ours = json.loads((ROOT / "exercises/04_norm.ipynb").read_text())
+    released = json.loads((tmp_path / "release/week1/08_norm.ipynb").read_text())
+    ours = json.loads((ROOT / "exercises/08_norm.ipynb").read_text())
     sources = lambda nb: [(cell["source"], cell["metadata"]) for cell in nb["cells"]]
     assert sources(released) == sources(ours)  # nbgrader's release is our exercise notebook
 
-    solved = json.loads((ROOT / "solutions/04_norm.ipynb").read_text())
+    solved = json.loads((ROOT / "solutions/08_norm.ipynb").read_text())
     half = json.loads(json.dumps(ours))
     for cell in half["cells"]:
         grade_id = cell["metadata"].get("nbgrader", {}).get("grade_id")
@@ -702,12 +703,12 @@ def test_nbgrader_gives_the_same_points(tmp_path, monkeypatch):
     for student, (notebook, _) in expected.items():
         folder = tmp_path / "submitted" / student / "week1"
         folder.mkdir(parents=True)
-        (folder / "04_norm.ipynb").write_text(json.dumps(notebook))
+        (folder / "08_norm.ipynb").write_text(json.dumps(notebook))
         result = api.autograde("week1", student)
         assert result["success"], result["log"]
     with Gradebook(f"sqlite:///{tmp_path}/gradebook.db") as book:
         for student, (_, scores) in expected.items():
-            grades = book.find_submission_notebook("04_norm", "week1", student).grades
+            grades = book.find_submission_notebook("08_norm", "week1", student).grades
             by_nbgrader = {g.name: g.auto_score for g in grades}
             assert [by_nbgrader[n] for n in ("rms_norm", "lean_rms_norm", "pre_norm_block")] == scores
             assert points(grade(tmp_path / "submitted" / student / "week1")) == by_nbgrader

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from llama_course import answers
-from llama_course.evaluation import evaluate, find_task, load_items
-from llama_course.harness import (adapter, answers_of, as_write, lm_evaluate, open_pair, score_pairs, score_texts,
+from llama_course.likelihood import evaluate, find_task, load_items
+from llama_course.tasks.lm_eval import (adapter, answers_of, as_write, lm_evaluate, open_pair, score_pairs, score_texts,
                                   their_row, their_tasks, transformers_lm, windows, write_tasks, write_texts)
 from llama_course.model import Llama, LlamaConfig
-from llama_course.safety import UserError
-from llama_course.weights import load_pair, load_tokenizer, save_hugging_face
+from llama_course.support.errors import UserError
+from llama_course.formats import load_pair, load_tokenizer, save_hugging_face
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("lm_eval", reason="pip install 'llama_course[eval]'")
@@ -171,7 +171,7 @@ def test_mmlu_is_a_task_a_subject():
 
 
 def test_every_file_of_theirs_is_there():
-    from llama_course.harness import FILES
+    from llama_course.tasks.lm_eval import FILES
     import lm_eval.tasks
 
     for file in FILES.values(): assert (Path(lm_eval.tasks.__file__).parent / file).is_file()
@@ -293,7 +293,7 @@ def test_programs_and_formulas_score_as_theirs(name, tmp_path, monkeypatch):
 
 
 def run(*args, **environment):
-    command = [sys.executable, "-m", "llama_course.harness", "--model", "llama_course", *map(str, args)]
+    command = [sys.executable, "-m", "llama_course.tasks.lm_eval", "--model", "llama_course", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
 
 
@@ -316,7 +316,7 @@ def test_their_command_runs_our_model(pair, tmp_path):
 
 
 def test_without_lm_eval_it_says_which_extra():
-    code = "import sys; sys.modules['lm_eval'] = None; import llama_course.harness as h; h.command()"
+    code = "import sys; sys.modules['lm_eval'] = None; import llama_course.tasks.lm_eval as h; h.command()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and "llama_course[eval]" in done.stderr and done.stderr.count("\n") == 1
 

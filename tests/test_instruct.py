@@ -14,10 +14,10 @@ from llama_course.instruct import (TASKS, TEMPLATES, Encoded, Example, LoRA, Pac
                                    apart, beside, choose_template, document_mask, draw, encode_example, finetune,
                                    first_fit, is_held_out, lora_state, make_examples, merge_lora, mixture, pack,
                                    packed_loss, text_rows)
-from llama_course.ledger import ledger
+from llama_course.support.ledger import ledger
 from llama_course.model import Llama, LlamaConfig
 from llama_course.optimizer import make_optimizer
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.training import loss_of
 
 V = 40

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from llama_course.ledger import FORMULAS, Counter, Ledger, ledger, saved_tensors, storages
+from llama_course.support.ledger import FORMULAS, Counter, Ledger, ledger, saved_tensors, storages
 
 
 class Hidden(torch.autograd.Function):
@@ -175,7 +175,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
-from llama_course.ledger import ledger
+from llama_course.support.ledger import ledger
 rank, file = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
 mesh, found = init_device_mesh("cpu", (2,)), {}

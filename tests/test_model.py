@@ -18,7 +18,8 @@ from torch import nn
 from llama_course import model as model_module
 from llama_course.model import Llama, LlamaConfig, Parts, hugging_face_settings, to_hugging_face
 from llama_course.rope import rotary_table
-from llama_course.safety import UserError, fingerprint, read_json, write_json
+from llama_course.support.errors import UserError
+from llama_course.support.disk import fingerprint, read_json, write_json
 
 SMALL = LlamaConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=60, hidden_dim=40)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}

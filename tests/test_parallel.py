@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from llama_course.collectives import (
     Deadlock, ProcessWire, RankFailed, padded_parts, rehearse, ring_all_gather, ring_all_reduce, ring_reduce_scatter, spawn)
-from llama_course.ledger import Counter
+from llama_course.support.ledger import Counter
 from llama_course.model import Llama, LlamaConfig
 from llama_course.parallel import check_division, hidden_share, make_mesh, parallelize
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.training import Recipe, Step, loss_of
 
 

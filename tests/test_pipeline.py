@@ -14,13 +14,14 @@ import pytest
 
 pytest.importorskip("datatrove", reason="the pipeline needs llama_course[data]")
 
-from llama_course import data, pipeline  # noqa: E402
+from llama_course import data  # noqa: E402
+from llama_course.corpus import pipeline  # noqa: E402
 from llama_course.data import Document, Funnel, Shard, standard_library  # noqa: E402
-from llama_course.pipeline import EXAMPLE, cleaned, run_recipe  # noqa: E402
-from llama_course.safety import UserError  # noqa: E402
+from llama_course.corpus.pipeline import EXAMPLE, cleaned, run_recipe  # noqa: E402
+from llama_course.support.errors import UserError  # noqa: E402
 from llama_course.tokenizer import Tokenizer  # noqa: E402
 
-BASE = [sys.executable, "-m", "llama_course.cli", "data"]
+BASE = [sys.executable, "-m", "llama_course.command.cli", "data"]
 WORDS = "the quick brown fox jumps over a lazy dog while rain falls on seven quiet hills by day and night".split()
 
 
@@ -348,7 +349,7 @@ def test_a_mistake_ends_the_command_with_one_line(tmp_path):
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 def test_train_takes_the_folder(tmp_path, with_tokenizer):
-    from llama_course.demo import Run, run_own
+    from llama_course.launch.demo import Run, run_own
     texts = [prose(i, 300) for i in range(60)]
     lay_out(tmp_path / "in", texts, 3)
     lay_out(tmp_path / "other", [text.upper() for text in texts[:30]], 2)
@@ -436,8 +437,8 @@ def test_jobs_are_submitted_once(tmp_path, monkeypatch, capsys):
 
 def test_without_the_extra_one_line_says_so(tmp_path):
     lay_out(tmp_path / "in", [prose(0)], 1)
-    program = ("import sys; sys.modules['datatrove'] = None\nfrom llama_course.safety import UserError\n"
-               "from llama_course.pipeline import run_recipe\n"
+    program = ("import sys; sys.modules['datatrove'] = None\nfrom llama_course.support.disk import UserError\n"
+               "from llama_course.corpus.pipeline import run_recipe\n"
                f"try: run_recipe({str(recipe(tmp_path))!r}, {str(tmp_path / 'out')!r})\nexcept UserError as e: print(e)")
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "llama_course[data]" in ran.stdout and ran.stderr == ""

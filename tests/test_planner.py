@@ -17,7 +17,7 @@ from llama_course.model import Llama, LlamaConfig
 from llama_course.planner import (GPUS, MEGATRON, PAPER, Layout, Shares, activation_bytes, carbon_tonnes, energy_mwh,
                                   family, fit_shares, in_words, largest, layouts, measured, megatron_layer,
                                   megatron_step, memory, mfu, parameters, plan, step_seconds, zero_bytes)
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 
 A100 = GPUS["A100-80GB"]
 SHARDS = {"7B": 1, "13B": 2, "33B": 4, "65B": 8}  # files of the release
@@ -268,7 +268,7 @@ def test_what_cannot_be_planned_is_said_in_one_line(wrong):
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "llama_course.cli", "plan", *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "llama_course.command.cli", "plan", *arguments], capture_output=True, text=True)
 
 
 def test_the_command_prints_one_json_object():

@@ -17,8 +17,8 @@ from llama_course.generation import generate, make_caches
 from llama_course.model import Llama, LlamaConfig
 from llama_course.quantization import (
     PackedLinear, cache_bytes, dequantize, load_quantized, pack_nibbles, packed_bytes, quantize, unpack_nibbles)
-from llama_course.safety import UserError
-from llama_course.weights import load_pair, save_hugging_face
+from llama_course.support.errors import UserError
+from llama_course.formats import load_pair, save_hugging_face
 
 gguf = pytest.importorskip("gguf", reason="pip install 'llama_course[smollm]'")
 

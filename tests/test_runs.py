@@ -16,8 +16,8 @@ import torch
 from llama_course.data import Document, write_shard
 from llama_course.model import Llama, LlamaConfig
 from llama_course.optimizer import cosine_lr
-from llama_course.runs import check_finite, flops_per_token, is_whole, newest, one_step, open_shards
-from llama_course.safety import UserError
+from llama_course.fault_tolerance import check_finite, flops_per_token, is_whole, newest, one_step, open_shards
+from llama_course.support.errors import UserError
 from llama_course.training import Recipe, train
 from training_run import Letters
 

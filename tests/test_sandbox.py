@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from llama_course import sandbox
-from llama_course.safety import UserError
-from llama_course.sandbox import ANYWAY, Bounds, Sandbox, answer_calls, pack, run_tests, unpack
+from llama_course.support import sandbox
+from llama_course.support.errors import UserError
+from llama_course.support.sandbox import ANYWAY, Bounds, Sandbox, answer_calls, pack, run_tests, unpack
 
 TESTS = "assert double(2) == 4\nassert double('ab') == 'abab'\n"
 RIGHT = "def double(x): return x + x"
@@ -312,7 +312,7 @@ def test_nothing_is_left_running():
 
 
 def test_when_the_caller_dies_all_die(tmp_path):
-    code = ("import sys, time\nfrom llama_course.sandbox import Sandbox, Bounds\n"
+    code = ("import sys, time\nfrom llama_course.support.sandbox import Sandbox, Bounds\n"
             "with Sandbox(bounds=Bounds(seconds=1000)) as box:\n    print(box.process.pid, flush=True)\n"
             "    box.run('import time; time.sleep(1000)', '', ['x'])")
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -16,7 +16,8 @@ import torch
 from llama_course.attention import Attention
 from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig, Parts
-from llama_course.safety import UserError, write_json
+from llama_course.support.errors import UserError
+from llama_course.support.disk import write_json
 from llama_course.serving import Batcher, Busy, Job, chat, chat_prompt, make_app, refusal, serve, step_bytes
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
@@ -283,7 +284,7 @@ def test_a_conversation_forgets_its_beginning_in_time():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "A finished run with a model that has learned nothing."
-    from llama_course.demo import FORMAT
+    from llama_course.launch.demo import FORMAT
     from llama_course.tokenizer import Tokenizer
     folder = tmp_path_factory.mktemp("serving") / "tiny"
     tokenizer = Tokenizer.train(["To be, or not to be: that is the question.\n" * 9], 290, folder / "tokenizer.model")
@@ -296,7 +297,7 @@ def run(tmp_path_factory):
 @contextlib.contextmanager
 def server(run, *flags):
     "`llama-course serve` in a process: the process and its address."
-    command = [sys.executable, "-m", "llama_course.cli", "serve", "--run", run, "--port", "0", *flags]
+    command = [sys.executable, "-m", "llama_course.command.cli", "serve", "--run", run, "--port", "0", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         line = process.stderr.readline()

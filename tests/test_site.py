@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LECTURES = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-FOLDERS = ("nbs", "nbs/exercises", "exercises")
+FOLDERS = ("nbs", "exercises")
 NOTEBOOKS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.ipynb"))]
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llama_course.data import Document, Shard, sample, shakespeare, split, standard_library, write_shard
-from llama_course.safety import UserError, fingerprint
+from llama_course.support.errors import UserError
+from llama_course.support.disk import fingerprint
 from llama_course.tokenizer import GUARD, META, SETTINGS, Tokenizer, training_lines
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)  # any Unicode text without surrogates

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.training import bits_per_byte, can_compile, train
 from training_run import Run, make
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from llama_course import web
 from llama_course.data import SOUND, Document, Funnel
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.web import (
     Classified, KeepLines, Langid, LinearClassifier, NGramModel, NoBadWords, NotSurprising, ParagraphDedup, SpanDedup,
     c4_rules, c4_steps, ccnet_steps, character_ngrams, decode_page, html_text, installed_pages, normalize_paragraph,

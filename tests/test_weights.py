@@ -15,13 +15,14 @@ import torch
 import transformers
 from hypothesis import given, settings, strategies as st
 
-from llama_course import weights
-from llama_course.cli import one_model
+from llama_course import formats as weights
+from llama_course.command.cli import one_model
 from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings
 from llama_course.rope import half_to_adjacent
-from llama_course.safety import UserError, read_json, write_json
-from llama_course.weights import (
+from llama_course.support.errors import UserError
+from llama_course.support.disk import read_json, write_json
+from llama_course.formats import (
     cut_dimension, load_pair, load_tokenizer, load_weights, read_checkpoint, read_gguf_header, save_hugging_face)
 
 gguf = pytest.importorskip("gguf", reason="pip install 'llama_course[smollm]'")
@@ -394,7 +395,7 @@ import re, sys, torch
 from pathlib import Path
 import gguf
 from llama_course.model import Llama, LlamaConfig
-from llama_course.weights import load_weights
+from llama_course.formats import load_weights
 def memory(key): return 1024 * int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
 with torch.device("meta"): Llama(LlamaConfig.from_name("pocket"))
 before = memory("VmRSS")
@@ -429,7 +430,7 @@ def test_a_missing_package_is_named(path, monkeypatch):
 
 def test_the_command_speaks_with_weights_of_others(path, tmp_path):
     def call(*arguments):
-        run = [sys.executable, "-m", "llama_course.cli", "generate", *map(str, arguments)]
+        run = [sys.executable, "-m", "llama_course.command.cli", "generate", *map(str, arguments)]
         return subprocess.run(run, capture_output=True, text=True)
 
     done = call("--weights", path, "--tokens", 5, "--temperature", 0, "--json", "The capital of France is")

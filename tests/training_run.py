@@ -12,7 +12,7 @@ import torch
 
 from llama_course.data import Document, write_shard
 from llama_course.model import Llama, LlamaConfig
-from llama_course.safety import UserError
+from llama_course.support.errors import UserError
 from llama_course.training import Recipe, Stopped, train
 
 

@@ -1,0 +1,1 @@
+"What the judge knows of each exercise, a file a chapter. Spoilers."

@@ -1,0 +1,1 @@
+"Training runs as processes: one or many, with signals, restarts and logs."
