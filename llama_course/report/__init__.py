@@ -1,0 +1,1 @@
+"The report of a run: a template and its data."

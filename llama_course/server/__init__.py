@@ -1,0 +1,1 @@
+"The HTTP side of serving: the protocol and the page."
