@@ -1,4 +1,5 @@
 "The package, as settings.ini describes it; nothing is said here that is not read from there."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -7,7 +8,12 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 settings = config["DEFAULT"]
-extras = {k.removesuffix("_requirements"): v.split() for k, v in settings.items() if k.endswith("_requirements")}
+extras = {
+    k.removesuffix("_requirements"): v.split()
+    for k, v in settings.items()
+    if k.endswith("_requirements")
+}
+DATA = "toml json jsonl html css js svg".split()  # what lies in the package beside Python
 readme = Path(__file__).with_name("README.md")
 
 setup(
@@ -19,7 +25,7 @@ setup(
     license="Apache-2.0",
     url=settings["git_url"],
     packages=find_packages(include=["llama_course", "llama_course.*"]),
-    include_package_data=True,
+    package_data={"llama_course": [f"**/*.{kind}" for kind in DATA]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,
