@@ -18,7 +18,11 @@ from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig, Parts
 from llama_course.support.errors import UserError
 from llama_course.support.disk import write_json
-from llama_course.serving import Batcher, Busy, Job, chat, chat_prompt, make_app, refusal, serve, step_bytes
+from llama_course.server.app import Serving, make_app, page, refusal, serve
+from llama_course.server.conversation import chat, chat_prompt
+from llama_course.server.requests import Sampling
+from llama_course.server.worker import BatchWorker, QueueFull
+from llama_course.serving import Batcher, Job, step_bytes
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 from starlette.testclient import TestClient  # noqa: E402
@@ -40,43 +44,59 @@ def small(context=64, seed=0, **changes):
 # ---- the batcher
 
 
-def submitted(batcher, *jobs):
+def submitted(worker, *jobs):
     "The jobs' texts and events, before they are done."
     texts, events = [[] for _ in jobs], [threading.Event() for _ in jobs]
     for job, text, event in zip(jobs, texts, events):
-        job.tell = lambda i, text=text, event=event: event.set() if i is None else text.append(i)
-        batcher.submit(job)
+        job.on_token = lambda i, text=text, event=event: event.set() if i is None else text.append(i)
+        worker.submit(job)
     return texts, events
 
 
-def finished(batcher, *jobs):
-    texts, events = submitted(batcher, *jobs)
+def finished(worker, *jobs):
+    texts, events = submitted(worker, *jobs)
     assert all(event.wait(60) for event in events)
     return texts
 
 
+def working(model=None, rows=2, waiting=3, **choices):
+    return BatchWorker(Batcher(model or small(), rows, **choices), waiting)
+
+
 @pytest.fixture
-def batcher():
+def worker():
     "Two rows, three may wait."
-    made = Batcher(small(), rows=2, waiting=3)
+    made = working()
     yield made
     made.close()
 
 
-def test_in_company_as_alone(batcher):
+def test_without_a_thread_texts_are_those_written_alone():
+    batcher, seen = Batcher(small(), rows=2), []
+    jobs = [Job([5] * n, m, dict(temperature=1.3), n) for n, m in ((1, 30), (40, 5), (3, 61), (2, 1), (9, 0), (4, 7))]
+    jobs[5].cancelled, jobs[0].on_token = True, seen.append
+    for job in jobs: batcher.submit(job)
+    while not batcher.is_idle(): batcher.step()
+    for job in jobs[:5]:
+        assert job.ids == list(generate(small(), job.prompt, job.max_new_tokens, 1.3, seed=job.seed))
+    assert seen == [*jobs[0].ids, None] and [job.reason for job in jobs] == ["length"] * 5 + ["cancelled"]
+    assert batcher.steps == 64 and batcher.cache.lengths.tolist() == [0, 0]  # 4 of the second, then 60
+
+
+def test_in_a_batch_as_alone(worker):
     wanted = [([5] * n, room, seed) for n, room, seed in ((1, 30, 1), (40, 5, 2), (3, 61, 3), (2, 1, 4), (9, 20, 5))]
-    texts = finished(batcher, *(Job(p, n, None, dict(temperature=1.3, top_p=0.9), seed) for p, n, seed in wanted))
+    texts = finished(worker, *(Job(p, n, dict(temperature=1.3, top_p=0.9), seed) for p, n, seed in wanted))
     for text, (prompt, n, seed) in zip(texts, wanted):
         assert text == list(generate(small(), prompt, n, 1.3, top_p=0.9, seed=seed))
 
 
-def test_a_row_goes_to_the_next_before_the_longest_is_done(batcher):
+def test_a_row_goes_to_the_next_before_the_longest_is_done(worker):
     "One long text beside ten short ones: as many steps as the long one has, and not their sum."
-    long = Job([1], 60, None, seed=0)
-    short = lambda: Job([2, 3], 6, None, seed=1)
-    texts, events = submitted(batcher, long, *(short() for _ in range(4)))
+    long = Job([1], 60, seed=0)
+    short = lambda: Job([2, 3], 6, seed=1)
+    texts, events = submitted(worker, long, *(short() for _ in range(4)))
     assert all(event.wait(60) for event in events)
-    assert sum(map(len, texts)) == 84 and batcher.steps <= 62
+    assert sum(map(len, texts)) == 84 and worker.batcher.steps <= 62
 
 
 class Unturned(Attention):
@@ -90,62 +110,63 @@ class Unturned(Attention):
 def test_a_model_with_an_attention_of_your_own_is_served(compiled):
     torch.manual_seed(2)
     model = Llama(small().config, Parts(attention=Unturned)).double().eval()
-    batcher = Batcher(model, rows=2, compiled=compiled)
+    worker = working(model, compiled=compiled)
     prompts = [[5, 6, 7], [9] * 20, [1]]
-    texts = finished(batcher, *(Job(p, 9, None, seed=3) for p in prompts))
+    texts = finished(worker, *(Job(p, 9, seed=3) for p in prompts))
     assert texts == [list(generate(model, p, 9, seed=3)) for p in prompts]
-    batcher.close()
+    worker.close()
 
 
-def test_a_full_queue_refuses_and_then_takes_again(batcher):
+def test_a_full_queue_refuses_and_then_takes_again(worker):
     gate = threading.Event()
-    slow = Job([1], 5, lambda i: gate.wait(60), seed=0)
-    batcher.submit(slow)
-    waiting = [Job([1], 2, None, seed=0) for _ in range(4)]
-    texts, events = submitted(batcher, *waiting)
-    with pytest.raises(Busy): batcher.submit(Job([1], 2, print))
+    slow = Job([1], 5, seed=0, on_token=lambda i: gate.wait(60))
+    worker.submit(slow)
+    waiting = [Job([1], 2, seed=0) for _ in range(4)]
+    texts, events = submitted(worker, *waiting)
+    with pytest.raises(QueueFull): worker.submit(Job([1], 2))
     gate.set()
     assert all(event.wait(60) for event in events)
-    assert len(finished(batcher, Job([1], 2, None))[0]) == 2
+    assert len(finished(worker, Job([1], 2))[0]) == 2
 
 
 def test_who_goes_away_frees_the_row():
-    batcher, gone = Batcher(small(), rows=1), Job([1], 60, None, seed=0)
-    texts, (event,) = submitted(batcher, gone)
+    worker, gone = working(rows=1), Job([1], 60, seed=0)
+    texts, (event,) = submitted(worker, gone)
     while not texts[0]: time.sleep(0.001)
     gone.cancelled = True
     assert event.wait(60) and gone.reason == "cancelled" and len(texts[0]) < 60
-    assert len(finished(batcher, Job([1], 3, None))[0]) == 3
-    batcher.close()
+    assert len(finished(worker, Job([1], 3))[0]) == 3
+    worker.close()
 
 
 def test_closing_ends_everybody():
-    batcher = Batcher(small(), rows=1)
-    jobs = [Job([1], 60, None, seed=0) for _ in range(3)]
-    _, events = submitted(batcher, *jobs)
-    batcher.close()
-    assert all(event.wait(10) for event in events) and not batcher.thread.is_alive()
+    worker = working(rows=1)
+    jobs = [Job([1], 60, seed=0) for _ in range(3)]
+    _, events = submitted(worker, *jobs)
+    worker.close()
+    assert all(event.wait(10) for event in events) and not worker.thread.is_alive()
     assert jobs[2].reason == "cancelled"
-    with pytest.raises(Busy): batcher.submit(Job([1], 2, print))
+    with pytest.raises(QueueFull): worker.submit(Job([1], 2))
 
 
 def test_a_fault_in_the_model_leaves_nobody_waiting(capfd):
-    batcher = Batcher(small(), rows=1)
+    worker = working(rows=1)
     both = threading.Event()  # the fault comes when both are in the queue
-    batcher.step = lambda *_: both.wait(60) and 1 / 0
-    jobs = [Job([1], 9, None), Job([1], 9, None)]
-    _, events = submitted(batcher, *jobs)
+    worker.batcher.advance = lambda: both.wait(60) and 1 / 0
+    jobs = [Job([1], 9), Job([1], 9)]
+    _, events = submitted(worker, *jobs)
     both.set()
     assert all(event.wait(60) for event in events)
     assert [job.reason for job in jobs] == ["error", "error"] and "ZeroDivisionError" in capfd.readouterr().err
-    with pytest.raises(Busy): batcher.submit(Job([1], 2, print))
-    assert refusal(batcher).status == 503  # waiting would not help
+    with pytest.raises(QueueFull): worker.submit(Job([1], 2))
+    assert refusal(worker).status == 503  # waiting would not help
 
 
-@pytest.mark.parametrize("wrong", [dict(prompt=[]), dict(prompt=[999]), dict(room=64), dict(settings=dict(top_p=7))])
-def test_jobs_that_cannot_be_are_refused(batcher, wrong):
-    with pytest.raises(UserError): batcher.submit(Job(**dict(prompt=[1], room=3, tell=print) | wrong))
-    assert len(finished(batcher, *(Job([1], 2, None) for _ in range(5)))) == 5  # no place was lost
+@pytest.mark.parametrize("wrong", [
+    dict(prompt=[]), dict(prompt=[999]), dict(max_new_tokens=64), dict(sampling=dict(top_p=7))])
+def test_jobs_that_cannot_be_are_refused(worker, wrong):
+    with pytest.raises(UserError): worker.submit(Job(**dict(prompt=[1], max_new_tokens=3) | wrong))
+    assert len(finished(worker, *(Job([1], 2) for _ in range(5)))) == 5  # no place was lost
 
 
 def test_bytes_of_a_step():
@@ -164,11 +185,11 @@ def test_bytes_of_a_step():
 
 @pytest.fixture(scope="module")
 def client():
-    with TestClient(make_app(Batcher(small(), rows=2, waiting=3), Bytes(), "tiny")) as client:
+    with TestClient(make_app(working(), Bytes(), "tiny")) as client:
         yield client
 
 
-def ask(client, path="completions", **body):
+def post(client, path="completions", **body):
     return client.post(f"/v1/{path}", json={"model": "tiny", **body})
 
 
@@ -176,10 +197,11 @@ def test_models_and_page(client):
     assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny"]
     answer = client.get("/")
     assert "default-src 'none'" in answer.headers["content-security-policy"] and "tiny" in answer.text
+    assert "http" not in page("m") and "&lt;b&gt;" in page("<b>") and "<b>" not in page("<b>")  # and loads nothing
 
 
 def test_a_completion_is_what_generate_writes(client):
-    found = ask(client, prompt=["To", "be"], max_tokens=9, temperature=0.7, top_k=40, seed=4, n=2).json()
+    found = post(client, prompt=["To", "be"], max_tokens=9, temperature=0.7, top_k=40, seed=4, n=2).json()
     assert [c["index"] for c in found["choices"]] == [0, 1, 2, 3] and found["object"] == "text_completion"
     for choice, (prompt, seed) in zip(found["choices"], [("To", 4), ("To", 5), ("be", 4), ("be", 5)]):
         ids = list(generate(small(), Bytes().encode(prompt, bos=True), 9, 0.7, 40, seed=seed, stop_id=1))
@@ -197,8 +219,8 @@ def events(answer):
 
 def test_a_stream_is_the_answer_in_pieces(client):
     body = dict(messages=[{"role": "user", "content": "½?"}], max_tokens=20, seed=2)
-    whole = ask(client, "chat/completions", **body).json()["choices"][0]
-    answer = ask(client, "chat/completions", **body, stream=True, stream_options={"include_usage": True})
+    whole = post(client, "chat/completions", **body).json()["choices"][0]
+    answer = post(client, "chat/completions", **body, stream=True, stream_options={"include_usage": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     *parts, last, usage = events(answer)
     assert parts[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -210,27 +232,34 @@ def test_a_stream_is_the_answer_in_pieces(client):
 
 
 def test_a_stop_string_ends_an_answer(client):
-    text = ask(client, prompt="x", max_tokens=40, seed=1).json()["choices"][0]["text"]
+    text = post(client, prompt="x", max_tokens=40, seed=1).json()["choices"][0]["text"]
     stop = next(c for c in text[5:] if c != "\ufffd")
-    found = ask(client, prompt="x", max_tokens=40, seed=1, stop=stop).json()["choices"][0]
+    found = post(client, prompt="x", max_tokens=40, seed=1, stop=stop).json()["choices"][0]
     assert found == {"index": 0, "text": text[:text.index(stop)], "logprobs": None, "finish_reason": "stop"}
 
 
 @pytest.mark.parametrize("body, status, param", [
     ({"model": "gpt-4"}, 404, "model"), ({"model": None}, 400, "model"), ({"prompt": None}, 400, "prompt"),
-    ({"prompt": 5}, 400, "prompt"), ({"prompt": []}, 400, "prompt"), ({"prompt": [[]]}, 400, None),
-    ({"prompt": [999]}, 400, None), ({"prompt": "x" * 64}, 400, "messages"), ({"max_tokens": 64}, 400, "messages"),
+    ({"prompt": 5}, 400, "prompt"), ({"prompt": []}, 400, "prompt"), ({"prompt": [[]]}, 400, "prompt"),
+    ({"prompt": [999]}, 400, "prompt"), ({"prompt": [True]}, 400, "prompt"), ({"prompt": ["a", 5]}, 400, "prompt"),
+    ({"prompt": "x" * 64}, 400, "prompt"), ({"max_tokens": 64}, 400, "prompt"), ({"max_tokens": True}, 400, "max_tokens"),
     ({"max_tokens": 0}, 400, "max_tokens"), ({"max_tokens": "9"}, 400, "max_tokens"),
     ({"temperature": 2.1}, 400, "temperature"), ({"top_p": -1}, 400, "top_p"), ({"n": 9}, 400, "n"),
     ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [3]}, 400, "stop"), ({"stream": 1}, 400, "stream"),
     ({"logprobs": 3}, 400, "logprobs"), ({"tools": [{}]}, 400, "tools"), ({"surprise": 1}, 400, "surprise")])
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_wrong_is_said(client, body, status, param, stream):
-    answer = ask(client, **{"prompt": "x", "max_tokens": 3, "stream": stream} | body)
+    answer = post(client, **{"prompt": "x", "max_tokens": 3, "stream": stream} | body)
     error = answer.json()["error"]
     assert answer.status_code == status and error["type"] == "invalid_request_error"
     assert set(error) == {"message", "type", "param", "code"} and error["message"]
-    if param: assert error["param"] == param or "prompt" in body or "max_tokens" in body
+    assert error["param"] == param
+
+
+def test_numbers_too_small_for_the_model_do_not_stop_it(client):
+    for tiny in ({"temperature": 5e-324}, {"top_p": 5e-324}, {"min_p": 0}, {"top_p": 0}):
+        assert post(client, prompt="x", max_tokens=3, **tiny).status_code == 200
+    assert Sampling(temperature=5e-324, top_p=0.0).settings()["temperature"] == 0
 
 
 def test_bodies_that_are_no_requests(client):
@@ -245,10 +274,10 @@ def test_bodies_that_are_no_requests(client):
 
 
 def test_too_many_at_once_are_told_so(client):
-    answer = ask(client, prompt=["x"] * 6, max_tokens=40, seed=0)
+    answer = post(client, prompt=["x"] * 6, max_tokens=40, seed=0)
     assert answer.status_code == 429 and answer.json()["error"]["type"] == "rate_limit_error"
     for _ in range(50):  # what the refused request had begun is given back
-        if (again := ask(client, prompt=["x"] * 5, max_tokens=3)).status_code == 200: break
+        if (again := post(client, prompt=["x"] * 5, max_tokens=3)).status_code == 200: break
         time.sleep(0.1)
     assert again.status_code == 200
 
@@ -362,7 +391,7 @@ def test_it_ends_cleanly_in_the_middle_of_an_answer(run, number):
 
 def test_an_address_that_is_taken(address):
     with pytest.raises(UserError, match="choose another --port"):
-        serve(small(), Bytes(), "x", port=int(address.rsplit(":", 1)[1]))
+        serve(small(), Bytes(), "x", Serving(port=int(address.rsplit(":", 1)[1])))
 
 
 def test_the_page_talks(address, browser):

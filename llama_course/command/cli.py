@@ -212,7 +212,7 @@ def chat(
 ):
     "Talk with a model; Ctrl-D ends it."
     from llama_course.generation import check_sampling
-    from llama_course.serving import chat
+    from llama_course.server.conversation import chat
 
     if tokens < 1: raise UserError(f"--tokens {tokens}: at least 1.")
     check_sampling(temperature, None, top_p)
@@ -230,13 +230,12 @@ def serve(
     compiled: option(bool, "Compile the step first: slower to begin, then faster.", "--compiled") = False,
 ):
     "Serve a model: OpenAI's protocol, and a page to talk to it."
-    from llama_course.serving import serve
+    from llama_course.server.app import Serving, serve
 
-    for name, value, least in (("rows", rows, 1), ("waiting", waiting, 0)):
-        if not least <= value <= 1024: raise UserError(f"--{name} {value}: from {least} to 1024.")
+    options = Serving(host, port, rows, waiting, compiled)
     model, tokenizer = one_model(run, weights)
     name = Path(weights or run or "runs/demo").resolve().stem
-    serve(model, tokenizer, name, host, port, rows, waiting, compiled)
+    serve(model, tokenizer, name, options)
 
 @command
 def eval(
