@@ -1,4 +1,5 @@
-"The command line: one line on standard error and status 2 for every mistake, clean data on standard output."
+"The command line: every mistake is one line and status 2; standard output has clean data."
+
 import json
 import os
 import pickle
@@ -7,19 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from llama_course.command import cli
+from llama_course.command import cli, doctor, speak
 from llama_course.launch.demo import FORMAT
 from llama_course.model import Llama, LlamaConfig
 from llama_course.support.disk import fingerprint, write_json
 from llama_course.tokenizer import Tokenizer
 
 WORDS = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer\n"
-BASE = [sys.executable, "-m", "llama_course.command.cli"]
+BASE = [sys.executable, "-m", "llama_course"]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,16 @@ def run(tmp_path_factory):
     tokenizer = Tokenizer.train([WORDS * 5], 300, folder / "tokenizer.model")
     torch.manual_seed(0)
     Llama(LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=300, max_seq_len=64)).save(folder)
-    write_json(folder / "run.json", {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}})
+    write_json(
+        folder / "run.json", {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}}
+    )
     return folder
 
 
 @pytest.fixture
 def call(monkeypatch, capfd):
     "The command in this process: status, standard output, standard error."
+
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["llama-course", *map(str, arguments)])
         before = signal.getsignal(signal.SIGTERM)
@@ -45,6 +48,7 @@ def call(monkeypatch, capfd):
             return end.code or 0, *capfd.readouterr()
         finally:
             signal.signal(signal.SIGTERM, before)
+
     return call
 
 
@@ -52,7 +56,12 @@ def refused(outcome, *words):
     "Status 2, nothing on standard output, one line that says it."
     status, out, err = outcome
     assert status == 2 and out == "", (status, out, err)
-    assert err.startswith("llama-course: ") and err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err
+    assert (
+        err.startswith("llama-course: ")
+        and err.count("\n") == 1
+        and err.endswith("\n")
+        and "Traceback" not in err
+    )
     for word in words:
         assert str(word) in err, err
 
@@ -65,20 +74,33 @@ def damaged(run, tmp_path):
 
 
 def test_generate(run, call):
-    first, again = (call("generate", "--run", run, "--seed", 1, "--tokens", 8, "To be") for _ in range(2))
-    assert first == again and first[0] == 0 and first[1].startswith("To be") and first[1].endswith("\n") and not first[2]
+    first, again = (
+        call("generate", "--run", run, "--seed", 1, "--tokens", 8, "To be") for _ in range(2)
+    )
+    assert (
+        first == again
+        and first[0] == 0
+        and first[1].startswith("To be")
+        and first[1].endswith("\n")
+        and not first[2]
+    )
     status, out, err = call("generate", "--run", run, "--seed", 1, "--tokens", 8, "To be", "--json")
     said = json.loads(out)
-    assert status == 0 and not err and said["prompt"] + said["text"] + "\n" == first[1] and said["tokens"] == 8
+    assert (
+        status == 0
+        and not err
+        and said["prompt"] + said["text"] + "\n" == first[1]
+        and said["tokens"] == 8
+    )
     assert call("generate", "--run", run, "--tokens", 3)[0] == 0  # no prompt: a new text
 
 
 def test_generate_from_packed_weights(run, call, monkeypatch):
-    from llama_course import quantization
-
     words = ["generate", "--run", run, "--temperature", 0, "--tokens", 8, "To be"]
-    load, asked = quantization.load_quantized, []
-    monkeypatch.setattr(quantization, "load_quantized", lambda path, bits: asked.append(bits) or load(path, bits))
+    load, asked = speak.load_quantized, []
+    monkeypatch.setattr(
+        speak, "load_quantized", lambda path, bits: asked.append(bits) or load(path, bits)
+    )
     assert call(*words, "--bits", 32) == call(*words)
     status, out, err = call(*words, "--bits", 8)
     assert status == 0 and out.startswith("To be") and not err and asked == [32, 8]
@@ -88,33 +110,42 @@ def test_generate_from_packed_weights(run, call, monkeypatch):
 
 def test_help_everywhere(call):
     status, out, err = call()
-    assert status == 0 and not err
-    for name in ("demo", "train", "generate", "grade", "doctor"):
-        assert name in out
+    assert status == 0 and not err and call("--help") == call("-h") == (0, out, "")
+    for name in cli.COMMANDS:
         status, text, err = call(name, "--help")
         assert status == 0 and text.startswith("Usage: llama-course") and not err
+        assert cli.help_line(name)[:40] in out and cli.help_line(name)[:40] in text
+    assert call(name, "-h") == (0, text, "")
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys, llama_course.command.cli; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+    code = """import sys
+from llama_course.command import cli
+sys.argv = ["llama-course", "--help"]
+try: cli.main()
+except SystemExit: print(*{"torch", "matplotlib", "numpy"} & set(sys.modules), file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "\n" and "doctor" in done.stdout
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["nonsense"], ["No such command"]),
-    (["generate", "--token", "5"], ["--token"]),
-    (["generate", "--tokens", "many"], ["--tokens"]),
-    (["generate", "--run"], ["--run"]),
-    (["train", "text.txt"], ["--run"]),
-    (["train"], ["texts"]),
-    (["demo", "--steps", "1.5"], ["--steps"]),
-    (["demo", "--minutes", "0"], ["minutes", "above 0"]),
-    (["demo", "--minutes", "nan"], ["minutes", "above 0"]),
-    (["demo", "--steps", "-3"], ["steps", "above 0"]),
-    (["demo", "--steps", "5", "--minutes", "1"], ["not both"]),
-    (["demo", "--steps", "5", "--seed", "-1"], ["seed -1"]),
-    (["grade"], ["path"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nonsense"], ["No such command"]),
+        (["generate", "--token", "5"], ["--token"]),
+        (["generate", "--tokens", "many"], ["--tokens"]),
+        (["generate", "--run"], ["--run"]),
+        (["train", "text.txt"], ["--run"]),
+        (["train"], ["texts"]),
+        (["demo", "--steps", "1.5"], ["--steps"]),
+        (["demo", "--minutes", "0"], ["minutes", "above 0"]),
+        (["demo", "--minutes", "nan"], ["minutes", "not nan"]),
+        (["demo", "--steps", "-3"], ["steps", "1 or more"]),
+        (["demo", "--steps", "5", "--minutes", "1"], ["not both"]),
+        (["demo", "--steps", "5", "--seed", "-1"], ["--seed", "not -1"]),
+        (["grade"], ["path"]),
+    ],
+)
 def test_wrong_usage(arguments, words, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, err = call(*arguments)
@@ -122,22 +153,38 @@ def test_wrong_usage(arguments, words, call, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())  # and nothing was made
 
 
-@pytest.mark.parametrize("choices, words", [
-    (["--tokens", "0"], "at least 1"), (["--temperature", "-1"], "temperature"), (["--top-p", "0"], "top_p"),
-    (["--top-p", "1.5"], "top_p"), (["--seed", "-1"], "--seed -1"), (["--seed", str(2**80)], "2^63")])
+@pytest.mark.parametrize(
+    "choices, words",
+    [
+        (["--tokens", "0"], "--tokens must be 1 or more, not 0"),
+        (["--temperature", "-1"], "--temperature must be 0 or more"),
+        (["--temperature", "inf"], "--temperature must be a number"),
+        (["--top-p", "0"], "--top-p must be above 0"),
+        (["--top-p", "1.5"], "--top-p must be"),
+        (["--seed", "-1"], "--seed must be"),
+        (["--seed", str(2**80)], "--seed must be"),
+    ],
+)
 def test_choices_out_of_range(choices, words, run, call):
     refused(call("generate", "--run", run, *choices, "To"), words)
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
-    from llama_course import likelihood as evaluation
-    from llama_course.command import cli
-
-    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()):
-        monkeypatch.setattr(evaluation, "check_numbers", lambda **numbers: (_ for _ in ()).throw(error))
-        assert cli.app(["eval", "--tasks", "piqa"], standalone_mode=False) == 2
+    for error in (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ):
+        monkeypatch.setattr(doctor, "examine", lambda error=error: (_ for _ in ()).throw(error))
+        assert cli.app(["doctor"], standalone_mode=False) == 2
         said = capsys.readouterr().err
         assert "memory does not suffice" in said and said.count("\n") == 1
+
+
+def test_a_mistake_of_ours_stays_loud(monkeypatch):
+    for error in (RuntimeError("shapes do not match"), KeyError("x")):
+        monkeypatch.setattr(doctor, "examine", lambda error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            cli.app(["doctor"], standalone_mode=False)
 
 
 def test_prompts_that_cannot_be_read(run, call):
@@ -147,9 +194,13 @@ def test_prompts_that_cannot_be_read(run, call):
 
 
 def test_a_folder_that_is_no_run(run, call, tmp_path):
-    refused(call("generate", "--run", tmp_path / "none", "x"), tmp_path / "none", "not a run folder")
+    refused(
+        call("generate", "--run", tmp_path / "none", "x"), tmp_path / "none", "not a run folder"
+    )
     refused(call("generate", "--run", tmp_path, "x"), tmp_path, "not a run folder")
     refused(call("generate", "--run", run / "run.json", "x"), "not a run folder")
+    refused(call("generate", "--run", run, "--weights", run, "x"), "--run and --weights")
+    refused(call("generate", "--weights", tmp_path, "x"), tmp_path)
     (tmp_path / "run.json").write_text("[]")
     refused(call("generate", "--run", tmp_path, "x"), "run.json")
     (tmp_path / "run.json").write_text("{")
@@ -165,9 +216,17 @@ def test_a_run_that_is_not_finished(damaged, call):
     refused(call("generate", "--run", damaged, "x"), damaged, "not finished")
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda b: b[:-1], lambda b: b[:100], lambda b: b"", lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:],
-    lambda b: pickle.dumps({"a": 1})], ids=["a byte less", "cut", "empty", "one bit", "a pickle"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda b: b[:-1],
+        lambda b: b[:100],
+        lambda b: b"",
+        lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:],
+        lambda b: pickle.dumps({"a": 1}),
+    ],
+    ids=["a byte less", "cut", "empty", "one bit", "a pickle"],
+)
 def test_weights_that_were_altered(spoil, damaged, call):
     path = damaged / "model.safetensors"
     path.write_bytes(spoil(path.read_bytes()))
@@ -184,10 +243,14 @@ def test_config_that_was_altered(damaged, call):
 
 def test_a_tokenizer_that_does_not_fit(damaged, call):
     path = damaged / "tokenizer.model"
-    Tokenizer.train(["Another text altogether, as long as it has to be.\n" * 9], 300, path)  # of the same size
+    Tokenizer.train(
+        ["Another text altogether, as long as it has to be.\n" * 9], 300, path
+    )  # of the same size
     refused(call("generate", "--run", damaged, "x"), path, "not the tokenizer")
     Tokenizer.train([WORDS * 5], 290, path)  # of another size, entered in run.json
-    write_json(damaged / "run.json", {"format": FORMAT, "tokenizer": fingerprint(path), "settings": {}})
+    write_json(
+        damaged / "run.json", {"format": FORMAT, "tokenizer": fingerprint(path), "settings": {}}
+    )
     refused(call("generate", "--run", damaged, "x"), path, "not the tokenizer")
     path.write_bytes(b"no model")
     refused(call("generate", "--run", damaged, "x"), path)
@@ -201,7 +264,12 @@ def test_own_text_that_is_none(call, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("too short\n")
     refused(call("train", tmp_path / "no.txt", "--run", new)[:2] + ("llama-course: x\n",))
-    told = {"no.txt": "no.txt", "picture.txt": "UTF-8", "empty.txt": "too little", "short.txt": "too little"}
+    told = {
+        "no.txt": "no.txt",
+        "picture.txt": "UTF-8",
+        "empty.txt": "too little",
+        "short.txt": "too little",
+    }
     for name, words in told.items():
         status, out, err = call("train", tmp_path / name, "--run", new, "--steps", 1)
         refused((status, out, err.splitlines(True)[-1]), words)
@@ -228,19 +296,34 @@ def test_doctor(call):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits on files are POSIX")
 def test_a_full_disk(tmp_path):
     import resource
+
     (tmp_path / "text.txt").write_text("".join(f"{i} {WORDS}" for i in range(5000)))
     for limit in (2_000, 60_000, 5_000_000):  # the tokenizer, a shard, a checkpoint do not fit
         small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        arguments = ["train", tmp_path / "text.txt", "--run", tmp_path / str(limit), "--steps", "2", "--vocab-size", "320"]
+        arguments = [
+            "train",
+            tmp_path / "text.txt",
+            "--run",
+            tmp_path / str(limit),
+            "--steps",
+            "2",
+            "--vocab-size",
+            "320",
+        ]
         done = subprocess.run([*BASE, *arguments], preexec_fn=small, capture_output=True, text=True)
         last = done.stderr.splitlines()[-1]
-        assert done.returncode == 2 and "cannot write" in last and "free some space" in last, done.stderr
+        assert done.returncode == 2 and "cannot write" in last and "free some space" in last, (
+            done.stderr
+        )
         assert "Traceback" not in done.stderr and not list((tmp_path / str(limit)).rglob("*.part"))
 
 
 def test_a_reader_that_goes_away(run):
-    process = subprocess.Popen([*BASE, "generate", "--run", run, "--tokens", "50", "To be"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*BASE, "generate", "--run", run, "--tokens", "50", "To be"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait(60) == 141
 
@@ -248,10 +331,17 @@ def test_a_reader_that_goes_away(run):
 def test_ctrl_c_in_the_middle_of_a_text(tmp_path):
     folder = tmp_path / "slow"
     tokenizer = Tokenizer.train([WORDS * 5], 300, folder / "tokenizer.model")
-    Llama(LlamaConfig(dim=512, n_layers=8, n_heads=8, vocab_size=300, max_seq_len=2048)).save(folder)
-    write_json(folder / "run.json", {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}})
-    process = subprocess.Popen([*BASE, "generate", "--run", folder, "--tokens", "2000", "To be"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    Llama(LlamaConfig(dim=512, n_layers=8, n_heads=8, vocab_size=300, max_seq_len=2048)).save(
+        folder
+    )
+    write_json(
+        folder / "run.json", {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}}
+    )
+    process = subprocess.Popen(
+        [*BASE, "generate", "--run", folder, "--tokens", "2000", "To be"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout.read(5) == b"To be"
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)

@@ -16,7 +16,6 @@ import transformers
 from hypothesis import given, settings, strategies as st
 
 from llama_course import formats as weights
-from llama_course.command.cli import one_model
 from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings
 from llama_course.rope import half_to_adjacent
@@ -438,12 +437,6 @@ def test_the_command_speaks_with_weights_of_others(path, tmp_path):
     assert done.returncode == 0 and "Paris" in said["text"] and said["tokens"] == 5
     done = call("--weights", tmp_path / "none", "Hi")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
-
-
-def test_the_command_takes_one_model(path, tmp_path):
-    with refused("neither"): one_model(None, tmp_path)
-    with refused("has no run.json"): one_model(tmp_path, None)
-    with refused("--run and --weights"): one_model(tmp_path, path)
 
 
 def test_the_rows_of_hugging_face_are_turned_once(tmp_path):

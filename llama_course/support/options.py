@@ -4,6 +4,7 @@ A class marked with `@options` is a frozen dataclass whose fields are checked (b
 is where an option is named, typed, bounded and explained; the command line, a TOML file, JSON and a notebook all read it.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -59,6 +60,17 @@ def option(
         allow_inf_nan=True if inf else None,
         json_schema_extra=words,
     )
+
+
+def with_default(
+    cls: type,  # an options class that has the field
+    name: str,
+    default: Any,
+) -> Any:
+    "The same field with another default, for a class that inherits it."
+    field = copy.copy(cls.__pydantic_fields__[name])  # type: ignore[attr-defined]
+    field.default = default
+    return field
 
 
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(option,))
