@@ -565,8 +565,8 @@ def test_the_command_lists_its_tasks(capsys):
 
 @pytest.mark.parametrize("wrong, words", [
     (["--tasks", "arc_eazy"], "arc_easy"), (["--tasks", ","], "names no task"),
-    (["--tasks", "piqa", "--shots", "-1"], "shots -1"),
-    (["--tasks", "piqa", "--limit", "0"], "limit 0"), (["--tasks", "piqa", "--items", "nowhere"], "nowhere"),
+    (["--tasks", "piqa", "--shots", "-1"], "shots must be 0 or more"),
+    (["--tasks", "piqa", "--limit", "0"], "limit must be 1 or more"), (["--tasks", "piqa", "--items", "nowhere"], "nowhere"),
     (["--tasks", "piqa", "--device", "moon"], "device moon")])
 def test_the_command_says_what_is_wrong(run_folder, capsys, wrong, words):
     status, said = command(capsys, "eval", "--model", run_folder, *wrong)

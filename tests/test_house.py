@@ -111,7 +111,9 @@ def test_no_circle_of_imports():
 
     def visit(name):
         if name in path:
-            circles.add(" -> ".join([*path[path.index(name) :], name]))
+            circle = path[path.index(name) :]
+            first = circle.index(min(circle))
+            circles.add(" -> ".join([*circle[first:], *circle[:first], circle[first]]))
         if name in path or name in done:
             return
         path.append(name)
