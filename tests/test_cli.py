@@ -157,11 +157,10 @@ def test_wrong_usage(arguments, words, call, tmp_path, monkeypatch):
     "choices, words",
     [
         (["--tokens", "0"], "--tokens must be 1 or more, not 0"),
-        (["--temperature", "-1"], "--temperature must be 0 or more"),
+        (["--temperature", "-1"], "--temperature must be from 0 to 2"),
         (["--temperature", "inf"], "--temperature must be a number"),
-        (["--top-p", "0"], "--top-p must be above 0"),
+        (["--top-p", "-0.1"], "--top-p must be from 0 to 1"),
         (["--top-p", "1.5"], "--top-p must be"),
-        (["--seed", "-1"], "--seed must be"),
         (["--seed", str(2**80)], "--seed must be"),
     ],
 )

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from llama_course.support.errors import UserError
-from llama_course.support.options import as_command, from_dict, option, options, read_toml
+from llama_course.support.options import as_command, from_dict, option, options, read_toml, with_default
 
 
 @options
@@ -137,3 +137,29 @@ def test_the_command_line_is_read_by_the_same_class():
         for words in ("Does it.", "--compiled", "texts at once", "the k likeliest", "as JSON")
     )
     assert "--no-compiled" not in text and "--shares" not in text
+
+
+@options
+class Bold(Sampling):
+    "The same with another default."
+
+    temperature: float = with_default(Sampling, "temperature", 2.0)
+
+
+def test_a_default_can_differ_and_nothing_else_does():
+    assert (Bold().temperature, Sampling().temperature, Bold().top_k) == (2.0, 1.0, None)
+    with pytest.raises(UserError, match="temperature must be 0 or more"):
+        Bold(temperature=-1.0)
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(as_command(lambda_free(Bold)))
+    help = CliRunner().invoke(app, ["--help"]).stdout
+    assert "0 is greedy" in help and "[default: 2.0]" in help
+
+
+def lambda_free(kind):
+    "A function with one group of options."
+
+    def run(how: kind):
+        pass
+
+    return run

@@ -1,7 +1,8 @@
 """Finds the command that is asked for, runs it, and ends it with one line and the right status.
 
 A command is a function NAME_command in the file that `COMMANDS` says, its docstring
-is its help. The file is imported when its command is asked for, so that `--help` does not wait for torch.
+is its help. The file is imported when its command is asked for, so that `--help` does not wait
+for torch.
 """
 
 import ast

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from llama_course.command.output import Json, show
+from llama_course.command.output import Json, print_result
 from llama_course.training import machine
 
 COMPILERS = (
@@ -93,7 +93,7 @@ def examine() -> dict:  # {"machine": {...}, "checks": [{"name", "good", "found"
 def doctor_command(as_json: Json = False) -> None:
     "Say what this machine can run, and what is missing."
     found = examine()
-    show(found, as_json, doctor_lines(found["checks"]))
+    print_result(found, as_json, doctor_lines(found["checks"]))
 
 
 def doctor_lines(checks: list[dict]) -> str:

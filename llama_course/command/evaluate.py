@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llama_course.answers import check_programs
-from llama_course.command.output import Json, show
+from llama_course.command.output import Json, print_result
 from llama_course.formats import load_pair
 from llama_course.likelihood import TASKS, evaluate, find_task, in_words
 from llama_course.support.errors import UserError
@@ -49,7 +49,7 @@ def eval_command(
 ) -> None:
     "Score a model on the paper's tasks."
     if tasks.strip() == "list":
-        show(sorted(TASKS), as_json, "\n".join(sorted(TASKS)))
+        print_result(sorted(TASKS), as_json, "\n".join(sorted(TASKS)))
         return
     names = tasks_named(tasks)
     try:
@@ -59,7 +59,7 @@ def eval_command(
         if how.out:
             stop.args = (f"{stop or 'stopped'}; the same command goes on from here",)
         raise
-    show(result, as_json, in_words(result))
+    print_result(result, as_json, in_words(result))
 
 
 def tasks_named(text: str) -> list[str]:

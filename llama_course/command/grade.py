@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llama_course.classroom.grading import grade, gradescope
-from llama_course.command.output import Json, show
+from llama_course.command.output import Json, print_result
 
 
 def grade_command(
@@ -27,7 +27,7 @@ def grade_command(
     if for_gradescope:
         print(json.dumps(gradescope(result)))
     else:
-        show(result, as_json, in_lines(result))
+        print_result(result, as_json, in_lines(result))
 
 
 def in_lines(result: dict) -> str:

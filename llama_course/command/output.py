@@ -11,7 +11,7 @@ Json = Annotated[
 ]
 
 
-def show(
+def print_result(
     result: Any,
     as_json: bool,
     text: str,  # the same in words

@@ -1,6 +1,6 @@
 "The command plan."
 
-from llama_course.command.output import Json, show
+from llama_course.command.output import Json, print_result
 from llama_course.dryrun import compare
 from llama_course.dryrun import in_words as dry_run_in_words
 from llama_course.model import LlamaConfig
@@ -45,4 +45,4 @@ def plan_command(p: Planning, as_json: Json = False) -> None:
         config, layout = LlamaConfig.from_name(p.model), Layout(**result["layout"])
         result["dry_run"] = compare(config, layout)
         text += "\n" + dry_run_in_words(result["dry_run"])
-    show(result, as_json, text)
+    print_result(result, as_json, text)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_course.command.output import Json, show
+from llama_course.command.output import Json, print_result
 from llama_course.formats import load_pair
 from llama_course.launch.demo import speak
 from llama_course.quantization import load_quantized
@@ -69,7 +69,7 @@ def generate_command(
     write = print_nothing if as_json else print_piece
     choices = speech.settings() | {"seed": speech.seed}
     said = speak(*model.load(speech.bits), prompt or "", speech.tokens, write, **choices)
-    show(said | choices, as_json, "")
+    print_result(said | choices, as_json, "")
 
 
 def print_piece(piece: str) -> None:

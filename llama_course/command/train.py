@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llama_course.command.output import Json, show
+from llama_course.command.output import Json, print_result
 from llama_course.corpus.pipeline import EXAMPLE, run_recipe
 from llama_course.corpus.pipeline import in_words as data_in_words
 from llama_course.launch.demo import closing, run_demo, run_own
@@ -80,7 +80,7 @@ def demo_command(
 ) -> None:
     "Train a small LLaMA on plays and programs; let it speak."
     results = run_demo(run, length.minutes, length.steps, length.seed)
-    show(results, as_json, closing(run, results))
+    print_result(results, as_json, closing(run, results))
 
 
 def train_command(own: Own, length: Length, as_json: Json = False) -> None:
@@ -96,7 +96,7 @@ def train_command(own: Own, length: Length, as_json: Json = False) -> None:
         own.attention,
         own.checkpointing,
     )
-    show(results, as_json, closing(own.run, results))
+    print_result(results, as_json, closing(own.run, results))
 
 
 def data_command(
@@ -116,10 +116,10 @@ def data_command(
     if not recipe:
         raise UserError("give a recipe; `data --example > recipe.toml` makes one to edit.")
     made = run_recipe(recipe, out)
-    show(made, as_json, data_in_words(made))
+    print_result(made, as_json, data_in_words(made))
 
 
 def finetune_command(how: Finetuning, as_json: Json = False) -> None:
     "Finetune a model on instructions: all weights, or LoRA."
     result = finetune(Settings(**vars(how)))
-    show(result, as_json, finetuning_in_words(how.out, result))
+    print_result(result, as_json, finetuning_in_words(how.out, result))
