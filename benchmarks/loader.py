@@ -18,7 +18,8 @@ import torch
 import typer
 
 from _shared import in_turns, machine, markdown, ratio
-from llama_course.data import TABLE_1, Document, Loader, write_shard
+from llama_course.data import TABLE_1, Document, Loader
+from llama_course.support.shards import write_shard
 
 
 class Numbers:

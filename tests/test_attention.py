@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from llama_course import attention
 from llama_course.attention import (BACKENDS, Attention, attend, blockwise_attention, causal_attention, check_backend,
                                     fused_attention, tiles, use_attention, xformers_attention)
-from llama_course.data import Document, Shard, write_shard
+from llama_course.data import Document
+from llama_course.support.shards import Shard, write_shard
 from llama_course.support.ledger import ledger
 from llama_course.model import Llama, LlamaConfig, Parts
 from llama_course.rope import rotary_table

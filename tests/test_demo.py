@@ -78,7 +78,7 @@ def test_what_a_run_leaves(whole):
 
 
 def test_training_and_held_out_text_share_nothing(whole, texts):
-    from llama_course.data import Shard
+    from llama_course.support.shards import Shard
 
     run, _ = whole
     _, tokenizer = load_run(run)
@@ -96,7 +96,7 @@ def test_bits_per_byte_by_another_way(whole):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from llama_course.data import Shard
+    from llama_course.support.shards import Shard
     from llama_course.rope import adjacent_to_half
 
     run, results = whole

@@ -14,11 +14,15 @@ import pytest
 
 pytest.importorskip("datatrove", reason="the pipeline needs llama_course[data]")
 
-from llama_course import data  # noqa: E402
-from llama_course.corpus import pipeline  # noqa: E402
-from llama_course.data import Document, Funnel, Shard, standard_library  # noqa: E402
-from llama_course.corpus.pipeline import EXAMPLE, cleaned, run_recipe  # noqa: E402
+from llama_course.corpus.build import build_corpus, cleaned, describe_corpus, prepared  # noqa: E402
+from llama_course.corpus.documents import SOUND, not_gigantic  # noqa: E402
+from llama_course.corpus.filters import make_steps  # noqa: E402
+from llama_course.corpus.readers import RAW_FORMATS, dataset_rows, json_rows  # noqa: E402
+from llama_course.corpus.recipe import EXAMPLE_RECIPE, load_corpus_recipe  # noqa: E402
+from llama_course.corpus.stages import stages_of  # noqa: E402
+from llama_course.data import Document, Funnel, Loader, standard_library  # noqa: E402
 from llama_course.support.errors import UserError  # noqa: E402
+from llama_course.support.shards import Shard  # noqa: E402
 from llama_course.tokenizer import Tokenizer  # noqa: E402
 
 BASE = [sys.executable, "-m", "llama_course.command.cli", "data"]
@@ -48,14 +52,14 @@ def texts_of(out, source="s"): return [(d.name, d.text) for d in cleaned(out / "
 
 
 @pytest.fixture(scope="module")
-def code(): return list(standard_library())[:240]
+def code(): return [d for d in standard_library() if len(d.text) < 20_000][:240]
 
 
 # readers
 
 def read(path, kind="jsonl", **options):
     bad = Counter()
-    return list(pipeline.KINDS[kind][1](str(path), "s", bad, options)), bad
+    return list(RAW_FORMATS[kind].read(str(path), "s", bad, options)), bad
 
 
 def test_json_lines_packed_or_not(tmp_path):
@@ -81,7 +85,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_a_line_without_end_is_not_held_in_memory(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * 5000 + b'"}\n{"text": "y"}\n')
-    rows = list(pipeline.json_rows(tmp_path / "a.jsonl", limit=1000))
+    rows = list(json_rows(tmp_path / "a.jsonl", limit=1000))
     assert rows == [("a.jsonl:1", None), ("a.jsonl:2", {"text": "y"})]
 
 
@@ -90,8 +94,8 @@ def test_bad_documents_are_counted_one_by_one(tmp_path, monkeypatch):
     files = {"empty": b"", "blank": b" \n", "binary": b"\x7fELF\0\0", "latin": "schön".encode("latin-1") * 9,
              "utf16": "text".encode("utf-16"), "good": b"good text", "bom": b"\xef\xbb\xbfwith a mark", "huge": b"x" * 5000}
     for name, content in files.items(): (tmp_path / "in" / name).write_bytes(content)
-    monkeypatch.setitem(data.SOUND, "gigantic", lambda d: data.not_gigantic(d, 1000))
-    made = run_recipe(recipe(tmp_path, kind="text"), tmp_path / "out")["sources"]["s"]
+    monkeypatch.setitem(SOUND, "gigantic", lambda d: not_gigantic(d, 1000))
+    made = build_corpus(recipe(tmp_path, kind="text"), tmp_path / "out")["sources"]["s"]
     gone = {c["step"]: c["documents_in"] - c["documents_out"] for c in made["steps"]}
     assert made["read"] == 8 == made["documents"] + sum(gone.values())
     assert gone == {"empty": 2, "gigantic": 1, "binary": 2, "wrongly encoded": 1}  # UTF-16 is full of NUL
@@ -106,23 +110,38 @@ FILTERS = ["short_lines", "mostly_alphanumeric", "without_header", "exact_duplic
 def test_tasks_and_workers_change_nothing(tmp_path, code):
     texts = [d.text for d in code]
     lay_out(tmp_path / "in", texts + texts[:40], 7)
-    steps = {name: step for f in FILTERS for name, step in pipeline.make_steps(f, {}).items()}
-    funnel, files = Funnel(data.SOUND | steps), sorted((tmp_path / "in").iterdir())
+    steps = {name: step for f in FILTERS for name, step in make_steps(f, {}).items()}
+    funnel, files = Funnel(SOUND | steps), sorted((tmp_path / "in").iterdir())
     loop = [(d.name, d.text) for d in funnel(d for file in files for d in read(file)[0])]
     for tasks, workers in ((1, 1), (3, 1), (10, 2)):
         top = f"tasks = {tasks}\nworkers = {workers}"
-        made = run_recipe(recipe(tmp_path, FILTERS, top=top), tmp_path / f"{tasks}")["sources"]["s"]
+        made = build_corpus(recipe(tmp_path, FILTERS, top=top), tmp_path / f"{tasks}")["sources"]["s"]
         assert texts_of(tmp_path / f"{tasks}") == loop, (tasks, workers)
         assert [list(c.values()) for c in made["steps"]] == [list(c.values()) for c in funnel.counts]
     assert len(loop) < 280 and made["bad"] == {}
 
 
+def test_a_step_that_must_see_everything_makes_a_second_stage(tmp_path):
+    lay_out(tmp_path / "in", [prose(0)], 1)
+    read = load_corpus_recipe(recipe(tmp_path, ["short_lines", "exact_duplicates", "without_header"], top="tasks = 4"))
+    shown = [(stage.tasks, [str(b) for b in stage.blocks]) for stage in stages_of(read.sources["s"], tmp_path, read.tasks)]
+    assert shown == [(4, ["read", *SOUND, "short_lines", "write"]),
+                     (1, ["read", "exact_duplicates", "without_header", "write"])]
+
+
+def test_data_files_are_found_beside_the_recipe(tmp_path):
+    lay_out(tmp_path / "in", [prose(0)], 1)
+    for files in ("in/*.jsonl", f"{tmp_path}/in/*.jsonl"):
+        path = recipe(tmp_path, kind="dataset", path="json", more=f'options = {{ data_files = "{files}" }}')
+        assert load_corpus_recipe(path).sources["s"].options == {"data_files": f"{tmp_path}/in/*.jsonl"}
+
+
 def test_duplicates_within_a_task_only(tmp_path):
     lay_out(tmp_path / "in", [prose(0)] * 4, 4)
     task = recipe(tmp_path, ["exact_duplicates"], top="tasks = 2", more='duplicates = "task"')
-    assert run_recipe(task, tmp_path / "task")["sources"]["s"]["documents"] == 2
+    assert build_corpus(task, tmp_path / "task")["sources"]["s"]["documents"] == 2
     whole = recipe(tmp_path, ["exact_duplicates"], top="tasks = 2")
-    assert run_recipe(whole, tmp_path / "all")["sources"]["s"]["documents"] == 1
+    assert build_corpus(whole, tmp_path / "all")["sources"]["s"]["documents"] == 1
 
 
 def test_a_filter_may_stand_twice(tmp_path):
@@ -130,7 +149,7 @@ def test_a_filter_may_stand_twice(tmp_path):
     filters = '[{ name = "short_lines", longest = 60 }, "exact_duplicates", { name = "short_lines", longest = 20 }]'
     path = recipe(tmp_path)
     path.write_text(path.read_text().replace("filters = []", f"filters = {filters}"))
-    made = run_recipe(path, tmp_path / "out")["sources"]["s"]
+    made = build_corpus(path, tmp_path / "out")["sources"]["s"]
     assert [c["documents_out"] for c in made["steps"][-3:]] == [2, 2, 1] and texts_of(tmp_path / "out") == [("d2", "a")]
 
 
@@ -138,23 +157,23 @@ def test_data_sets_are_streamed(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = [{"id": str(i), "text": prose(i)} for i in range(40)]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "set")
-    made = run_recipe(recipe(tmp_path, kind="dataset", path="set", top="tasks = 3"), tmp_path / "out")
+    made = build_corpus(recipe(tmp_path, kind="dataset", path="set", top="tasks = 3"), tmp_path / "out")
     assert made["sources"]["s"]["read"] == 40 and [name for name, _ in texts_of(tmp_path / "out")] == [r["id"] for r in rows]
     lay_out(tmp_path / "in", [r["text"] for r in rows], 5)
     more = f'options = {{ data_files = "{tmp_path}/in/*.jsonl" }}'
     for tasks in (1, 8):
         path = recipe(tmp_path, kind="dataset", path="json", top=f"tasks = {tasks}", more=more)
-        assert run_recipe(path, tmp_path / f"json{tasks}")["sources"]["s"]["documents"] == 40
+        assert build_corpus(path, tmp_path / f"json{tasks}")["sources"]["s"]["documents"] == 40
     with pytest.raises(UserError, match="data set no/such-set cannot be opened"):
         os.environ["HF_HUB_OFFLINE"] = "1"
-        list(pipeline.dataset_rows("no/such-set", {}))
+        list(dataset_rows("no/such-set", {}))
 
 
 # the recipe
 
 def test_the_example_runs_as_it_stands(tmp_path):
     pytest.importorskip("mwparserfromhell"), pytest.importorskip("warcio"), pytest.importorskip("py3langid")
-    from llama_course.web import write_warc
+    from llama_course.corpus.warc import write_warc
     english = "This is a sentence about the weather in England, and it has many words. " * 3
     page = lambda i: f"<p>{english}{prose(i)}</p><p>{prose(i + 50)}</p>".encode()
     pages = [(f"http://a.b/{i}", "text/html", page(i)) for i in range(6)]
@@ -171,8 +190,8 @@ def test_the_example_runs_as_it_stands(tmp_path):
     (tmp_path / "arxiv" / "one" / "a.tex").write_text(r"\def\a{b}\begin{document}\section{S}\a % c")
     (tmp_path / "stackexchange" / "Posts.xml").write_text(
         '<posts><row Id="1" PostTypeId="1" Title="Q" Body="&lt;p&gt;q&lt;/p&gt;" /></posts>')
-    (tmp_path / "recipe.toml").write_text(EXAMPLE.replace("workers = 2", "workers = 1"))
-    made = run_recipe(tmp_path / "recipe.toml", tmp_path / "out")
+    (tmp_path / "recipe.toml").write_text(EXAMPLE_RECIPE.replace("workers = 2", "workers = 1"))
+    made = build_corpus(tmp_path / "recipe.toml", tmp_path / "out")
     documents = {name: about["documents"] for name, about in made["sources"].items()}
     assert documents == {"CommonCrawl": 6, "C4": 4, "GitHub": 2, "Wikipedia": 1, "Books": 2, "ArXiv": 1, "StackExchange": 1}
     assert texts_of(tmp_path / "out", "ArXiv")[0][1] == "\\section{S}b\n"
@@ -189,34 +208,35 @@ def test_filters_that_learn_from_examples(tmp_path):
         path = recipe(tmp_path, kind="text")
         path.write_text(path.read_text().replace("filters = []", f"filters = [{entry}]"))
         out = tmp_path / re.search("perplexity|cited", entry)[0]
-        run_recipe(path, out)
+        build_corpus(path, out)
         assert [text for _, text in texts_of(out)] == [prose(99)], entry
 
 
 GOOD = '[sources.s]\nproportion = 1\nkind = "jsonl"\npath = "in"\nfilters = ["short_lines"]\n'
 WRONG = {  # what is changed -> what the line must name
     ('"short_lines"', '"short_line"'): ["sources.s.filters[0]", "short_line", "did you mean short_lines"],
-    ('"short_lines"', '{ name = "short_lines", mean = 1, longer = 2 }'): ["filters[0]", "'longer'", "mean, longest"],
-    ('"short_lines"', '{ name = "perplexity" }'): ["filters[0]", "perplexity needs good and limit"],
+    ('"short_lines"', '{ name = "short_lines", mean = 1, longer = 2 }'): ["filters[0]", "longer is not an option", "did you mean longest"],
+    ('"short_lines"', '{ name = "perplexity" }'): ["filters[0]", "perplexity: good is missing"],
     ('"short_lines"', "7"): ["filters[0]", "no filter"],
-    ('"short_lines"', '{ name = "short_lines", mean = "a" }'): ["filters[0]", "mean = 'a'", "a number"],
+    ('"short_lines"', '{ name = "short_lines", mean = "a" }'): ["filters[0]", "mean must be a number, not 'a'"],
     ('"short_lines"', '{ name = "language", at_least = true }'): ["filters[0]", "at_least", "a number"],
-    ('"short_lines"', '{ name = "spans", size = 0 }'): ["filters[0]", "size = 0", "at least 1"],
+    ('"short_lines"', '{ name = "spans", size = 0 }'): ["filters[0]", "size must be 1 or more, not 0"],
     ('"short_lines"', '{ name = "bad_words", words = "none.txt" }'): ["bad_words", "none.txt", "does not exist"],
+    ('"short_lines"', '{ name = "paper_body", least = 2 }'): ["filters[0]", "paper_body takes no 'least'"],
     ("= 1", "= 0.5"): ["proportions sum to 0.5", "must sum to 1"],
     ("= 1", "= 0"): ["sources.s.proportion"], ("= 1", "= true"): ["sources.s.proportion", "a number"],
     ("= 1", "= nan"): ["sources.s.proportion"],
     ('"in"', '"out of reach"'): ["sources.s.path", "does not exist"],
     ('"jsonl"', '"warc"'): ["sources.s.path", "has no such files"],
-    ('"jsonl"', '"jason"'): ["sources.s.kind", "choose one of"],
+    ('"jsonl"', '"jason"'): ["sources.s.kind", "jsonl, text"],
     ("kind", "kin"): ["sources.s.kin", "did you mean kind"], ('kind = "jsonl"\n', ""): ["sources.s.kind is missing"],
     ("[sources.s]", "[sources]"): ["sources.proportion"], ("[sources.s]", '[sources."../s"]'): ["letters, digits"],
-    ("[sources.s]", "tasks = 0\n[sources.s]"): ["tasks = 0", "at least 1"],
+    ("[sources.s]", "tasks = 0\n[sources.s]"): ["tasks must be 1 or more, not 0"],
     ("[sources.s]", 'tasks = "4"\n[sources.s]'): ["tasks", "whole number"],
     ("[sources.s]", 'executor = "cloud"\n[sources.s]'): ["executor", "local, slurm or ray"],
-    ("[sources.s]", 'task = 4\n[sources.s]'): ["task:", "did you mean tasks"],
+    ("[sources.s]", 'task = 4\n[sources.s]'): ["task is not", "did you mean tasks"],
     ("[sources.s]", '[tokens]\ntokenizer = "none.model"\n[sources.s]'): ["none.model"],
-    ("[sources.s]", '[tokens]\nvocab = 3\n[sources.s]'): ["tokens.vocab"],
+    ("[sources.s]", '[tokens]\nvocab = 3\n[sources.s]'): ["tokens: vocab"],
     ('filters = ["short_lines"]', 'duplicates = "some"'): ["sources.s.duplicates"],
     ("[sources.s]", "[sources.s"): ["is no TOML", "line 1"], (GOOD, ""): ["sources: there is none"],
     (GOOD, "\udcff"): ["is no TOML"]}
@@ -228,7 +248,7 @@ def test_a_bad_recipe_gets_one_line_with_the_key(tmp_path, change, words):
     text = GOOD.replace(*change, 1)
     assert text != GOOD
     (tmp_path / "r.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError) as caught: run_recipe(tmp_path / "r.toml", tmp_path / "out")
+    with pytest.raises(UserError) as caught: build_corpus(tmp_path / "r.toml", tmp_path / "out")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -237,10 +257,10 @@ def test_a_source_without_documents_is_named(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text("no\n\n")
     with pytest.raises(UserError, match=r"sources.s: not one document in .*not a JSON object"):
-        run_recipe(recipe(tmp_path), tmp_path / "none")
+        build_corpus(recipe(tmp_path), tmp_path / "none")
     lay_out(tmp_path / "in", ["a" * 2000] * 3, 1)
     with pytest.raises(UserError, match="sources.s: its filters left none of 3 documents.*short_lines"):
-        run_recipe(recipe(tmp_path, ["short_lines"]), tmp_path / "all gone")
+        build_corpus(recipe(tmp_path, ["short_lines"]), tmp_path / "all gone")
 
 
 # going on
@@ -248,26 +268,26 @@ def test_a_source_without_documents_is_named(tmp_path):
 def test_the_folder_remembers_what_it_was_begun_with(tmp_path):
     lay_out(tmp_path / "in", [prose(i) for i in range(9)], 3)
     out = tmp_path / "out"
-    first = run_recipe(recipe(tmp_path, ["short_lines"], top="tasks = 2"), out)
+    first = build_corpus(recipe(tmp_path, ["short_lines"], top="tasks = 2"), out)
     stamps = {p: p.stat().st_mtime_ns for p in out.rglob("clean/s/*")}
-    assert run_recipe(recipe(tmp_path, ["short_lines"], top="tasks = 2\nworkers = 2"), out) == first
+    assert build_corpus(recipe(tmp_path, ["short_lines"], top="tasks = 2\nworkers = 2"), out) == first
     assert {p: p.stat().st_mtime_ns for p in out.rglob("clean/s/*")} == stamps  # nothing was done again
     for filters, top in ((["without_header"], "tasks = 2"), (["short_lines"], "tasks = 3")):
         with pytest.raises(UserError, match="was begun with other (filters|tasks) for s"):
-            run_recipe(recipe(tmp_path, filters, top=top), out)
+            build_corpus(recipe(tmp_path, filters, top=top), out)
     (tmp_path / "in" / "000.jsonl").write_text('{"text": "changed"}\n')
     with pytest.raises(UserError, match="other input files for s"):
-        run_recipe(recipe(tmp_path, ["short_lines"], top="tasks = 2"), out)
-    with pytest.raises(UserError, match="holds other files"): run_recipe(recipe(tmp_path), tmp_path / "in")
+        build_corpus(recipe(tmp_path, ["short_lines"], top="tasks = 2"), out)
+    with pytest.raises(UserError, match="holds other files"): build_corpus(recipe(tmp_path), tmp_path / "in")
 
 
 @pytest.mark.parametrize("filters", [["short_lines"], ["exact_duplicates"]])
 def test_a_lost_part_is_made_again(tmp_path, filters):
     lay_out(tmp_path / "in", [prose(i) for i in range(9)], 3)
     path, out = recipe(tmp_path, filters, top="tasks = 3"), tmp_path / "out"
-    first, before = run_recipe(path, out), texts_of(tmp_path / "out")
+    first, before = build_corpus(path, out), texts_of(tmp_path / "out")
     sorted((out / "clean" / "s").iterdir())[-1].unlink()
-    assert run_recipe(path, out) == first and texts_of(out) == before
+    assert build_corpus(path, out) == first and texts_of(out) == before
 
 
 def gone(group, seconds=30):
@@ -294,8 +314,8 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, code):
     done = {p.name: p.stat().st_mtime_ns for p in markers.glob("*")}
     assert process.returncode == -signal.SIGKILL and 4 <= len(done) < 40 and not (out / "data.json").exists()
     assert gone(process.pid), "a worker outlived the command"
-    again = run_recipe(recipe(tmp_path, ["short_lines", "without_header", "near_duplicates"], top="tasks = 40"), out)
-    assert again == run_recipe(tmp_path / "recipe.toml", tmp_path / "whole")
+    again = build_corpus(recipe(tmp_path, ["short_lines", "without_header", "near_duplicates"], top="tasks = 40"), out)
+    assert again == build_corpus(tmp_path / "recipe.toml", tmp_path / "whole")
     assert texts_of(out) == texts_of(tmp_path / "whole")
     assert {name: (markers / name).stat().st_mtime_ns for name in done} == done
     assert not list(out.rglob("*.part"))
@@ -327,19 +347,19 @@ def test_the_command(tmp_path):
     assert ran.returncode == 0 and ran.stderr == "" and made == json.loads((tmp_path / "out" / "data.json").read_text())
     gone = {c["step"]: c["documents_in"] - c["documents_out"] for c in made["sources"]["s"]["steps"]}
     assert gone["empty"] == gone["short_lines"] == 1 and made["sources"]["s"]["documents"] == 9
-    words = pipeline.in_words(made)
+    words = describe_corpus(made)
     assert "9 of 11 documents" in words and "short_lines" in words and "90.0%" in words
 
 
 def test_the_example_is_printed():
     ran = subprocess.run([*BASE, "--example"], capture_output=True, text=True)
-    assert ran.returncode == 0 and ran.stdout == EXAMPLE and ran.stderr == ""
-    assert [about["proportion"] for about in tomllib.loads(EXAMPLE)["sources"].values()] == [
+    assert ran.returncode == 0 and ran.stdout == EXAMPLE_RECIPE and ran.stderr == ""
+    assert [about["proportion"] for about in tomllib.loads(EXAMPLE_RECIPE)["sources"].values()] == [
         0.67, 0.15, 0.045, 0.045, 0.045, 0.025, 0.02]
 
 
 def test_a_mistake_ends_the_command_with_one_line(tmp_path):
-    (tmp_path / "r.toml").write_text(EXAMPLE)
+    (tmp_path / "r.toml").write_text(EXAMPLE_RECIPE)
     ran = subprocess.run([*BASE, str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")], capture_output=True, text=True)
     assert ran.returncode == 2 and ran.stdout == "" and ran.stderr.count("\n") == 1
     assert "sources.CommonCrawl.path" in ran.stderr and not (tmp_path / "out").exists()
@@ -357,8 +377,12 @@ def test_train_takes_the_folder(tmp_path, with_tokenizer):
     path = recipe(tmp_path, ["exact_duplicates"], top='[tokens]\ntokenizer = "t.model"' if with_tokenizer else "",
                   more='[sources.b]\nproportion = 0.25\nkind = "jsonl"\npath = "other"\n')
     path.write_text(path.read_text().replace("proportion = 1\n", "proportion = 0.75\n"))
-    made, out = run_recipe(path, tmp_path / "out"), tmp_path / "out"
+    made, out = build_corpus(path, tmp_path / "out"), tmp_path / "out"
+    assert prepared(out) == made and prepared(tmp_path / "in") is None
     if with_tokenizer:
+        shares = {name: about["proportion"] for name, about in made["sources"].items()}
+        shards = {name: Shard(out / "tokens" / f"{name}.train.tokens") for name in shares}
+        assert Loader(shards, shares, seq_len=16, batch_size=4).batch(0).shape == (4, 17)
         tokenizer = Tokenizer.load(tmp_path / "t.model")
         assert made["tokenizer"] == tokenizer.fingerprint
         for name in ("s", "b"):
@@ -409,9 +433,9 @@ def test_the_same_pipeline_on_slurm(tmp_path, monkeypatch):
     lay_out(tmp_path / "in", [prose(i) for i in range(8)] * 2, 2)
     slurm = 'tasks = 2\nexecutor = "slurm"\n[slurm]\npartition = "cpu"\ntime = "1:00:00"\n'
     path = recipe(tmp_path, ["short_lines", "exact_duplicates"], top=slurm)
-    made = run_recipe(path, tmp_path / "out")
+    made = build_corpus(path, tmp_path / "out")
     assert made["done"] and "--partition=cpu" in (tmp_path / "seen").read_text()
-    local = run_recipe(recipe(tmp_path, ["short_lines", "exact_duplicates"], top="tasks = 2"), tmp_path / "local")
+    local = build_corpus(recipe(tmp_path, ["short_lines", "exact_duplicates"], top="tasks = 2"), tmp_path / "local")
     assert made == local and texts_of(tmp_path / "out") == texts_of(tmp_path / "local")
 
 
@@ -427,18 +451,18 @@ def test_jobs_are_submitted_once(tmp_path, monkeypatch, capsys):
     slurm = 'tasks = 2\nexecutor = "slurm"\n[slurm]\npartition = "cpu"\ntime = "1:00:00"\n'
     path = recipe(tmp_path, ["short_lines"], top=slurm)
     for _ in range(2):
-        made = run_recipe(path, tmp_path / "out")
+        made = build_corpus(path, tmp_path / "out")
         assert not made["done"] and "0 of 2 tasks are done" in capsys.readouterr().err
-        assert "looks again" in pipeline.in_words(made)
+        assert "looks again" in describe_corpus(made)
     assert (tmp_path / "seen").read_text() == "x\nx\n"  # the array, and the job that merges its stats
     path = recipe(tmp_path, ["short_lines"], top=slurm.replace("partition", "partitions"))
-    with pytest.raises(UserError, match="datatrove refuses these options"): run_recipe(path, tmp_path / "wrong")
+    with pytest.raises(UserError, match="datatrove refuses these options"): build_corpus(path, tmp_path / "wrong")
 
 
 def test_without_the_extra_one_line_says_so(tmp_path):
     lay_out(tmp_path / "in", [prose(0)], 1)
-    program = ("import sys; sys.modules['datatrove'] = None\nfrom llama_course.support.disk import UserError\n"
-               "from llama_course.corpus.pipeline import run_recipe\n"
-               f"try: run_recipe({str(recipe(tmp_path))!r}, {str(tmp_path / 'out')!r})\nexcept UserError as e: print(e)")
+    program = ("import sys; sys.modules['datatrove'] = None\nfrom llama_course.support.errors import UserError\n"
+               "from llama_course.corpus.build import build_corpus\n"
+               f"try: build_corpus({str(recipe(tmp_path))!r}, {str(tmp_path / 'out')!r})\nexcept UserError as e: print(e)")
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "llama_course[data]" in ran.stdout and ran.stderr == ""

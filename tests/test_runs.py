@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from llama_course.data import Document, write_shard
+from llama_course.data import Document
+from llama_course.support.shards import write_shard
 from llama_course.model import Llama, LlamaConfig
 from llama_course.optimizer import cosine_lr
 from llama_course.fault_tolerance import check_finite, flops_per_token, is_whole, newest, one_step, open_shards

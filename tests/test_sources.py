@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_course import sources as s
+from llama_course.corpus.dumps import stackexchange_posts, wiki_pages
 from llama_course.data import Document, Funnel
 
 settings.register_profile("sources", deadline=None, max_examples=60)
@@ -81,7 +82,7 @@ DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/"><page><ti
 
 
 def test_a_dump_gives_its_articles():
-    pages = list(s.wiki_pages(io.StringIO(DUMP)))
+    pages = list(wiki_pages(io.StringIO(DUMP)))
     assert [(p.name, p.text) for p in pages] == [("A", "'''A''' is [[b|B]]."), ("C", "")]
 
 
@@ -319,7 +320,7 @@ def test_answers_stand_by_score():
 
 def test_posts_are_read_from_the_dump():
     xml = '<posts><row Id="1" PostTypeId="1" Title="t" Body="&lt;p&gt;b&#xA;c&lt;/p&gt;" /></posts>'
-    assert [p["Body"] for p in s.posts(io.StringIO(xml))] == ["<p>b\nc</p>"]
+    assert [p["Body"] for p in stackexchange_posts(io.StringIO(xml))] == ["<p>b\nc</p>"]
 
 
 # all

@@ -10,7 +10,8 @@ import sentencepiece as spm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llama_course.data import Document, Shard, sample, shakespeare, split, standard_library, write_shard
+from llama_course.data import Document, sample, shakespeare, split, standard_library
+from llama_course.support.shards import Shard, write_shard
 from llama_course.support.errors import UserError
 from llama_course.support.disk import fingerprint
 from llama_course.tokenizer import GUARD, META, SETTINGS, Tokenizer, training_lines

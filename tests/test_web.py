@@ -16,12 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_course import web
-from llama_course.data import SOUND, Document, Funnel
+from llama_course.corpus.documents import SOUND
+from llama_course.corpus.installed import canonical, installed_pages, reference_manual, translations
+from llama_course.corpus.warc import decode_page, read_warc, write_warc, write_wet
+from llama_course.data import Document, Funnel
+from llama_course.support import optional
 from llama_course.support.errors import UserError
 from llama_course.web import (
     Classified, KeepLines, Langid, LinearClassifier, NGramModel, NoBadWords, NotSurprising, ParagraphDedup, SpanDedup,
-    c4_rules, c4_steps, ccnet_steps, character_ngrams, decode_page, html_text, installed_pages, normalize_paragraph,
-    paragraph_key, read_warc, reference_manual, sentences, thirds, translations, word_ngrams, write_warc, write_wet)
+    c4_rules, c4_steps, ccnet_steps, character_ngrams, html_text, normalize_paragraph, paragraph_key, sentences, thirds,
+    word_ngrams)
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 
@@ -174,9 +178,9 @@ def test_records_that_are_no_pages_are_counted(tmp_path, crawl):
 def test_without_warcio_one_line_says_what_to_install(monkeypatch, tmp_path):
     def missing(name):
         raise ImportError(name)
-    monkeypatch.setattr(web.importlib, "import_module", missing)
+    monkeypatch.setattr(optional, "import_module", missing)
     for use in (lambda: list(read_warc(tmp_path / "a.warc.gz")), lambda: write_warc(tmp_path / "a.warc.gz", [])):
-        with pytest.raises(UserError, match=r"pip install \"llama_course\[data\]\""):
+        with pytest.raises(UserError, match=r"pip install 'llama_course\[data\]'"):
             use()
     assert list(tmp_path.iterdir()) == []
 
@@ -431,7 +435,7 @@ def test_thirds():
 
 
 def through(steps, text):
-    after = Funnel(steps).run(page(text))
+    after = Funnel(steps).lead(page(text))
     return None if after is None else after.text
 
 
@@ -532,7 +536,7 @@ def test_whole_funnels_count_everything(languages, documents):
 
 
 def test_citations_are_real():
-    names = {web.canonical(p.name) for p in importlib.metadata.distributions()}
-    needed = {web.canonical(re.match(r"[\w.-]+", r)[0])
+    names = {canonical(p.name) for p in importlib.metadata.distributions()}
+    needed = {canonical(re.match(r"[\w.-]+", r)[0])
               for p in importlib.metadata.distributions() for r in p.requires or []}
-    assert "numpy" in names & needed and web.canonical("Foo._-Bar") == "foo-bar"
+    assert "numpy" in names & needed and canonical("Foo._-Bar") == "foo-bar"

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llama_course.data import Document, write_shard
+from llama_course.data import Document
+from llama_course.support.shards import write_shard
 from llama_course.model import Llama, LlamaConfig
 from llama_course.support.errors import UserError
 from llama_course.training import Recipe, Stopped, train

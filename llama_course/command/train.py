@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from llama_course.command.output import Json, print_result
-from llama_course.corpus.pipeline import EXAMPLE, run_recipe
-from llama_course.corpus.pipeline import in_words as data_in_words
+from llama_course.corpus.build import build_corpus, describe_corpus
+from llama_course.corpus.recipe import EXAMPLE_RECIPE
 from llama_course.launch.demo import closing, run_demo, run_own
 from llama_course.launch.finetuning import Settings, finetune
 from llama_course.launch.finetuning import in_words as finetuning_in_words
@@ -111,12 +111,12 @@ def data_command(
 ) -> None:
     "Clean text by a recipe, at any scale; `train` reads the folder."
     if example:
-        print(EXAMPLE, end="")
+        print(EXAMPLE_RECIPE, end="")
         return
     if not recipe:
         raise UserError("give a recipe; `data --example > recipe.toml` makes one to edit.")
-    made = run_recipe(recipe, out)
-    print_result(made, as_json, data_in_words(made))
+    made = build_corpus(recipe, out)
+    print_result(made, as_json, describe_corpus(made))
 
 
 def finetune_command(how: Finetuning, as_json: Json = False) -> None:

@@ -1,6 +1,8 @@
-"""Files as documents, whatever is in them: reading never fails and never loses a byte; steps that count drop.
+"""Files as documents, whatever is in them: reading never fails and never loses a byte; steps that
+count drop.
 
-Bytes that are no UTF-8 become lone surrogates, characters that no valid text contains, one for each byte.
+Bytes that are no UTF-8 become lone surrogates, characters that no valid text contains, one for
+each byte.
 """
 
 import re
@@ -18,15 +20,17 @@ def from_bytes(
     name: str,
     raw: bytes,
 ) -> Document:
-    "The bytes as a Document; what is not UTF-8 becomes lone surrogates, which `well_encoded` finds."
-    return Document(source, name, raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
+    "The bytes as a Document; what is not UTF-8 becomes lone surrogates."
+    return Document(
+        source, name, raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    )
 
 
 def read_document(
     path: str | Path,
     source: str,
     name: str | None = None,  # the path, if it is not given
-    limit: int = GIGANTIC,  # of a larger file one byte more is read: enough to see that it is larger
+    limit: int = GIGANTIC,  # of a larger file one byte more is read, to see that it is larger
 ) -> Document:
     "The file as a Document, whatever is in it. Raises `UserError` where it cannot be read."
     try:
@@ -62,5 +66,9 @@ def well_encoded(document: Document) -> Document | None:
 
 
 # what every source goes through first: name -> step
-SOUND = {"empty": not_empty, "gigantic": not_gigantic, "binary": not_binary,
-         "wrongly encoded": well_encoded}
+SOUND = {
+    "empty": not_empty,
+    "gigantic": not_gigantic,
+    "binary": not_binary,
+    "wrongly encoded": well_encoded,
+}

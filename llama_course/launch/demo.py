@@ -22,7 +22,9 @@ from llama_course import __version__
 
 from llama_course.attention import check_backend
 from llama_course.checkpointing import check_mode
-from llama_course.data import Document, Shard, sample, shakespeare, split, standard_library, write_shard
+from llama_course.corpus.build import cleaned, prepared
+from llama_course.data import Document, sample, shakespeare, split, standard_library
+from llama_course.support.shards import Shard, write_shard
 from llama_course.generation import generate, stream_text
 from llama_course.model import Llama, LlamaConfig
 from llama_course.support.errors import UserError
@@ -510,8 +512,6 @@ def run_own(
 
 def prepared_data(paths) -> dict | None:
     "What data.json says, if the text is such a folder. Raises `UserError` if there is other text beside it."
-    from llama_course.corpus.pipeline import prepared
-
     found = [about for path in paths if (about := prepared(path))]
     if found and len(paths) > 1:
         raise UserError("give one folder made by `llama-course data`, and no other text.")
@@ -520,8 +520,6 @@ def prepared_data(paths) -> dict | None:
 
 def from_data(folder: Path, about: dict, origin: str, wanted: dict) -> tuple:  # what `run_texts` takes
     "The sources of the folder, what is wanted of the run, and the step that takes over the shards."
-    from llama_course.corpus.pipeline import cleaned
-
     sources = {name: partial(cleaned, folder / "clean" / name, name) for name in about["sources"]}
     wanted = wanted | {"proportions": {name: s["proportion"] for name, s in about["sources"].items()}}
     if not about["tokenizer"]: return sources, origin, wanted

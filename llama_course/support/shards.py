@@ -1,8 +1,9 @@
 """Token shards: the tokens of many documents in one file that can say what it is.
 
-In front of the tokens stand 128 bytes: a magic word, the version, the bytes per token, the number of tokens, the
-vocabulary, the bytes of text that they stand for, the tokenizer's fingerprint, and a SHA-256 over all of this and the
-tokens. Chapter 3 has the idea: tokens are an array on disk that is mapped into memory.
+In front of the tokens stand 128 bytes: a magic word, the version, the bytes per token, the number
+of tokens, the vocabulary, the bytes of text that they stand for, the tokenizer's fingerprint, and
+a SHA-256 over all of this and the tokens. Chapter 3 has the idea: tokens are an array on disk that
+is mapped into memory.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ class ShardHeader(NamedTuple):
     "What stands in front of the tokens."
 
     width: int  # bytes per token
-    count: int  # tokens
+    tokens: int
     vocab_size: int
     text_bytes: int  # of the text in UTF-8
     tokenizer: str  # fingerprint, 64 hexadecimal digits
@@ -46,9 +47,11 @@ class Shard:
         self.vocab_size, self.text_bytes, self.tokenizer = header[2:]
         if tokenizer is not None and tokenizer.fingerprint != self.tokenizer:
             theirs, yours = self.tokenizer[:8], tokenizer.fingerprint[:8]
-            raise UserError(f"{path} was written with another tokenizer (fingerprint {theirs}, yours"
-                            f" {yours}): load that one, or write the shard anew.")
-        dtype, shape = f"<u{header.width}", (header.count,)
+            raise UserError(
+                f"{path} was written with another tokenizer (fingerprint {theirs}, yours"
+                f" {yours}): load that one, or write the shard anew."
+            )
+        dtype, shape = f"<u{header.width}", (header.tokens,)
         mapped = np.memmap(self.path, dtype, mode="r", offset=PAYLOAD, shape=shape)
         self.tokens = np.asarray(mapped)  # the same memory as a plain array: faster to cut from
 
@@ -61,7 +64,7 @@ def write_shard(
     documents: Iterable,  # Documents, gone through once
     tokenizer: Any,  # has encode(text, bos, eos), vocab_size and fingerprint
 ) -> Shard:  # opened
-    "Writes BOS, tokens, EOS of each document one after the other, whole or not at all. Raises `UserError`."
+    "Writes BOS, tokens, EOS of each document, whole or not at all. Raises `UserError`."
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     count = text_bytes = 0
     digest = hashlib.sha256()
@@ -73,9 +76,18 @@ def write_shard(
             digest.update(ids.tobytes())
             count, text_bytes = count + len(ids), text_bytes + len(document.text.encode())
         if not count:
-            raise UserError(f"{path}: there is not one document to write: check the source and the split.")
-        fields = FIELDS.pack(MAGIC, VERSION, dtype.itemsize, count, tokenizer.vocab_size, text_bytes,
-                             bytes.fromhex(tokenizer.fingerprint))
+            raise UserError(
+                f"{path}: there is not one document to write: check the source and the split."
+            )
+        fields = FIELDS.pack(
+            MAGIC,
+            VERSION,
+            dtype.itemsize,
+            count,
+            tokenizer.vocab_size,
+            text_bytes,
+            bytes.fromhex(tokenizer.fingerprint),
+        )
         digest.update(fields)
         file.seek(0)
         file.write(fields + digest.digest())
@@ -86,7 +98,7 @@ def encode_document(
     document: Any,  # has source, name and text
     tokenizer: Any,
 ) -> np.ndarray:  # (n,) ids, with BOS in front and EOS behind
-    "The document's tokens. Raises `UserError`, with the document's name, for text that has no tokens."
+    "The document's tokens. Raises `UserError`, with its name, for text that has no tokens."
     try:
         ids = np.array(tokenizer.encode(document.text, bos=True, eos=True))
     except UserError as error:
@@ -103,9 +115,13 @@ def _verified(path: Path) -> ShardHeader:
             digest = hashlib.file_digest(file, "sha256")
             size = file.tell()
     except OSError as error:
-        raise UserError(f"cannot read the shard {path}: {error.strerror}; check the path.") from None
+        raise UserError(
+            f"cannot read the shard {path}: {error.strerror}; check the path."
+        ) from None
     if len(head) < PAYLOAD or not head.startswith(MAGIC):
-        raise UserError(f"{path} is not a token shard of this library: give another path, or write it anew.")
+        raise UserError(
+            f"{path} is not a token shard of this library: give another path, or write it anew."
+        )
     _, version, width, count, vocab_size, text_bytes, tokenizer = FIELDS.unpack_from(head)
     if size < PAYLOAD + width * count:
         whole = PAYLOAD + width * count
@@ -114,5 +130,7 @@ def _verified(path: Path) -> ShardHeader:
     if digest.digest() != head[FIELDS.size :]:
         raise UserError(f"{path} is damaged, its checksum is wrong: write it anew.")
     if version != VERSION:
-        raise UserError(f"{path} has format {version}, and this library reads format {VERSION}: write it anew.")
+        raise UserError(
+            f"{path} has format {version}, and this library reads format {VERSION}: write it anew."
+        )
     return ShardHeader(width, count, vocab_size, text_bytes, tokenizer.hex())

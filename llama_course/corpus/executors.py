@@ -1,0 +1,180 @@
+"""What runs the tasks of a stage: this machine, a Slurm cluster or Ray.
+
+An executor of datatrove calls the ranks. When a rank is through, it writes the rank's stats and
+then an empty file, the completion marker; a rank with a marker is never run again. On one machine
+we call the ranks ourselves, in processes of our own that end with their parent: datatrove's local
+executor would start a manager that lives on when its parent is killed.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+from concurrent import futures
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from llama_course.corpus.recipe import CorpusRecipe
+from llama_course.corpus.stages import CorpusStage, on_document
+from llama_course.support.errors import UserError
+from llama_course.support.optional import need
+
+
+class _NoOutput:
+    "A place for messages that are in the log file anyway."
+
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        pass
+
+
+_no_output: Any = _NoOutput()
+
+
+def make_executor(
+    recipe: CorpusRecipe,
+    stage: CorpusStage,
+    depends: Any = None,  # the executor of the stage before
+) -> Any:  # of datatrove
+    "The executor that the recipe names. Raises `UserError` if its options are not datatrove's."
+    executor = need("datatrove.executor.local", "data").LocalPipelineExecutor
+    common = {
+        "pipeline": stage.blocks,
+        "tasks": stage.tasks,
+        "logging_dir": str(stage.logs.resolve()),
+        "depends": depends,
+    }
+    kind = recipe.executor
+    try:
+        if kind == "slurm":
+            from datatrove.executor.slurm import SlurmPipelineExecutor
+
+            name = f"data-{stage.logs.parent.name}"
+            return SlurmPipelineExecutor(job_name=name, **recipe.slurm, **common)
+        if kind == "ray":
+            from datatrove.executor.ray import RayPipelineExecutor
+
+            return RayPipelineExecutor(workers=recipe.workers, **recipe.ray, **common)
+    except TypeError as error:
+        raise UserError(
+            f"[{kind}] in the recipe: datatrove refuses these options ({error})."
+        ) from None
+    except ImportError as error:
+        raise UserError(f"executor = {kind!r}: {error}; install it first.") from None
+    return executor(workers=recipe.workers, **common)
+
+
+def run_source(
+    recipe: CorpusRecipe,
+    source: str,
+    stages: list[CorpusStage],
+) -> bool:  # whether all is done; on a cluster it may not be yet
+    "Runs the stages of a source, as far as they are not done."
+    executors: list[Any] = []
+    for stage in stages:
+        executors.append(make_executor(recipe, stage, executors[-1] if executors else None))
+    if not ranks_to_do(executors[-1], stages[-1].out):
+        return True
+    if recipe.executor == "slurm":
+        return _submit(executors[-1], stages)
+    for executor, stage in zip(executors, stages):
+        executor.depends, ranks = None, ranks_to_do(executor, stage.out)
+        title = f"{source}, {len(ranks)} of {stage.tasks} tasks"
+        with tqdm(desc=title, unit=" documents", disable=None) as bar:
+            if recipe.executor == "ray" and ranks:
+                executor.run()
+            else:
+                run_ranks(executor, ranks, recipe.workers, bar)
+    return True
+
+
+def ranks_to_do(
+    executor: Any,
+    folder: Path,  # of the output
+) -> list[int]:
+    "The ranks that are still to be done; a marker whose output has gone is taken back."
+    for rank in range(executor.world_size):
+        marker = Path(executor.logging_dir.resolve_paths(f"completions/{rank:05d}"))
+        if marker.exists() and not (folder / f"{rank:05d}.jsonl").exists():
+            marker.unlink()
+    return executor.get_incomplete_ranks()
+
+
+def run_ranks(
+    executor: Any,
+    ranks: list[int],
+    workers: int,  # processes; 1: this one
+    bar: Any,  # has update(n)
+) -> None:
+    "Runs these ranks. Raises what a rank raised, or `UserError` if a process was killed."
+    if min(workers, len(ranks)) > 1:
+        return _run_in_processes(executor, ranks, min(workers, len(ranks)), bar)
+    on_document[:] = [bar.update]
+    with redirect_stderr(_no_output):
+        for rank in ranks:
+            executor._run_for_rank(rank)
+
+
+def _run_in_processes(executor, ranks, workers, bar):
+    context = multiprocessing.get_context("spawn")
+    counter, seen = context.Value("q", 0), 0
+    with ProcessPoolExecutor(workers, context, _begin_worker, (counter,)) as pool:
+        try:
+            waiting = {pool.submit(executor._run_for_rank, rank) for rank in ranks}
+            while waiting:
+                done, waiting = futures.wait(waiting, 0.2, futures.FIRST_COMPLETED)
+                now = counter.value
+                bar.update(now - seen)
+                seen = now
+                for future in done:
+                    future.result()
+        except BaseException as error:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, BrokenProcessPool):
+                raise
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory: the same command goes on;"
+                " with fewer workers it needs less."
+            ) from None
+
+
+def _begin_worker(counter):
+    "Prepares a worker: it counts documents in shared memory, and ends when its parent does."
+
+    def move():
+        with counter.get_lock():
+            counter.value += 1
+
+    def end():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    on_document[:] = [move]
+    sys.stderr = _no_output
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _submit(executor, stages: list[CorpusStage]) -> bool:
+    "Submits the jobs once; afterwards looks how far they are."
+    submitted = stages[0].logs.parent / "submitted"
+    if not submitted.exists():
+        with redirect_stderr(_no_output):
+            executor.run()  # submits the stage before as well
+        submitted.touch()
+    done = sum(len(list((stage.logs / "completions").glob("*"))) for stage in stages)
+    print(
+        f"{submitted.parent.name}: {done} of {sum(stage.tasks for stage in stages)} tasks are done;"
+        f" if the jobs were lost, remove {submitted}",
+        file=sys.stderr,
+    )
+    return not ranks_to_do(executor, stages[-1].out)
