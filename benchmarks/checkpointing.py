@@ -50,7 +50,7 @@ class Pass:
         x = self.model.tok_embeddings(self.tokens[:, :-1]).detach().requires_grad_()
 
         def through(x):
-            table = self.model.rope(0, x.size(1))
+            table = self.model.rope(range(x.size(1)))
             x = x * 1
             for layer in self.model.layers: x = layer(x, table)
             return x

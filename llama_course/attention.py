@@ -256,9 +256,12 @@ def attend(
     k: Tensor,  # (B, K, S, Q), K divides H, S >= T
     v: Tensor,  # (B, K, S, Q)
     backend: str = "sdpa",  # naive, rows, blockwise, sdpa or xformers
+    mask: Tensor | None = None,  # (B or 1, T, S), bool: True where a query may look; None: causal
 ) -> Tensor:  # (B, H, T, Q)
-    "Causal attention, computed in the way that `backend` names. (LLaMA, sec. 2.4)"
-    return BACKENDS[backend](q, k, v)
+    "Causal attention, computed in the way that `backend` names; with another mask, by PyTorch's kernels."
+    if mask is None: return BACKENDS[backend](q, k, v)
+    shared = q.size(1) != k.size(1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=shared)
 
 # %% ../nbs/11_attention.ipynb #c080
 class Attention(nn.Module):
@@ -281,13 +284,14 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,  # (B, T, D)
-        table: Tensor,  # (T, Q/2, 2), the rotary table's rows of these T positions
+        rotary: Tensor,  # (B or 1, T, Q/2, 2), the rotary table's rows of these positions
+        mask: Tensor | None = None,  # (B or 1, T, S), bool: True where a query may look; None: causal
         cache=None,  # its update(k, v) adds (B, K, T, Q) and returns all keys and values so far, (B, K, S, Q)
     ) -> Tensor:  # (B, T, D)
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        q, k, v = (t.transpose(1, 2) for t in (apply_rotary(q, table), apply_rotary(k, table), v))
+        q, k, v = (t.transpose(1, 2) for t in (apply_rotary(q, rotary), apply_rotary(k, rotary), v))
         if cache is not None: k, v = cache.update(k, v)
-        return self.wo(attend(q, k, v, self.backend).transpose(1, 2).flatten(-2))
+        return self.wo(attend(q, k, v, self.backend, mask).transpose(1, 2).flatten(-2))
 
 # %% ../nbs/11_attention.ipynb #c087
 def use_attention(

@@ -84,7 +84,7 @@ class Entrance(torch.autograd.Function):
 class Attended:
     "Attention, run once; its graph holds no tensor, so that q, k and v can be dropped and handed in again."
 
-    def __init__(self, q, k, v, backend):  # (B, H, T, Q), (B, K, T, Q) twice, each with memory of its own
+    def __init__(self, q, k, v, backend, mask=None):  # (B, H, T, Q), (B, K, T, Q) twice, each with its own memory
         places = {StorageWeakRef(t.untyped_storage()): i for i, t in enumerate((q, k, v))}
         assert len(places) == 3
         self.kept, self.arrived, self.shelf = [], ([], [], []), ()
@@ -98,7 +98,7 @@ class Attended:
         with torch.enable_grad(), saved_tensors_hooks(pack, self.unpack):
             self.anchor = torch.zeros((), requires_grad=True)
             inputs = [Entrance.apply(self.anchor, t, a) for t, a in zip((q, k, v), self.arrived)]
-            out = attend(*inputs, backend)
+            out = attend(*inputs, backend, mask)
         self.out, self.end = out.detach(), get_gradient_edge(out)
 
 # %% ../nbs/13_checkpointing.ipynb #c037
@@ -134,11 +134,11 @@ class BlockByHand(torch.autograd.Function):
     "LLaMA's layer with a backward pass of its own; it keeps the outputs of linear layers. (LLaMA, sec. 2.4)"
 
     @staticmethod
-    def forward(ctx, x, table, block, *weights):
+    def forward(ctx, x, table, mask, block, *weights):
         attention, ffn = block.attention, block.feed_forward
         n = block.attention_norm(x)
         q, k, v = attention.wq(n), attention.wk(n), attention.wv(n)
-        attended = Attended(*turned(q, k, v, table, attention.head_dim), attention.backend)
+        attended = Attended(*turned(q, k, v, table, attention.head_dim), attention.backend, mask)
         o = attended.out.transpose(1, 2).flatten(-2)
         p = attention.wo(o)
         h = x + p
@@ -155,7 +155,7 @@ class BlockByHand(torch.autograd.Function):
         h = x + p
         of_h, of_w1, of_w2, of_w3, of_g2 = ffn_backward(ctx.block, grad, h, a, b, *weights[5:9])
         of_x, *of_weights = attention_backward(ctx, of_h, x, table, q, k, v, o, *weights)
-        return of_x, None, None, *of_weights, of_g2, of_w1, of_w2, of_w3
+        return of_x, None, None, None, *of_weights, of_g2, of_w1, of_w2, of_w3
 
 # %% ../nbs/13_checkpointing.ipynb #c042
 def ffn_backward(block, grad, h, a, b, g2, w1, w2, w3):
@@ -183,12 +183,13 @@ def attention_backward(ctx, grad, x, table, q, k, v, o, g1, wq, wk, wv, wo, g2, 
 def by_hand(
     block: Block,
     x: Tensor,  # (B, T, D)
-    table: Tensor,  # (T, Q/2, 2), the rotary table's rows
+    rotary: Tensor,  # (B or 1, T, Q/2, 2), the rotary table's rows
+    mask: Tensor | None = None,  # (B or 1, T, S), bool: True where a query may look; None: causal
 ) -> Tensor:  # (B, T, D)
     "What the block returns, with the hand-written backward pass."
     t, f = block.attention, block.feed_forward
     modules = (block.attention_norm, t.wq, t.wk, t.wv, t.wo, block.ffn_norm, f.w1, f.w2, f.w3)
-    return BlockByHand.apply(x, table, block, *(module.weight for module in modules))
+    return BlockByHand.apply(x, rotary, mask, block, *(module.weight for module in modules))
 
 # %% ../nbs/13_checkpointing.ipynb #c049
 _ATTENTION = [f"aten::_scaled_dot_product_{kind}" for kind in (
@@ -210,7 +211,8 @@ def keep_dear(
 def by_policy(
     block: nn.Module,  # a layer; its attention and its feed-forward part may be your own
     x: Tensor,  # (B, T, D)
-    table: Tensor,  # (T, Q/2, 2), the rotary table's rows
+    rotary: Tensor,  # (B or 1, T, Q/2, 2), the rotary table's rows
+    mask: Tensor | None = None,  # (B or 1, T, S), bool: True where a query may look; None: causal
     attention: bool = True,  # as in `keep_dear`
     run=None,  # the layer's forward pass, where it is not block(...)
 ) -> Tensor:  # (B, T, D)
@@ -219,32 +221,33 @@ def by_policy(
     policy = keep_dear(tuple(w2.weight.mT.shape) if isinstance(w2, nn.Linear) else (), attention)
     contexts = functools.partial(create_selective_checkpoint_contexts, policy)
     how = dict(use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    return checkpoint(run or block, x, table, **how)
+    return checkpoint(run or block, x, rotary, mask, **how)
 
 # %% ../nbs/13_checkpointing.ipynb #c055
 class Full:
     "A layer that keeps its input alone."
 
-    def forward(self, x, table, cache=None):
-        if cache is not None or not torch.is_grad_enabled(): return super().forward(x, table, cache)
-        return checkpoint(super().forward, x, table, use_reentrant=False, preserve_rng_state=False)
+    def forward(self, x, rotary, mask=None, cache=None):
+        if cache is not None or not torch.is_grad_enabled(): return super().forward(x, rotary, mask, cache)
+        how = dict(use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(super().forward, x, rotary, mask, **how)
 
 
 class ByPolicy:
     "A layer that keeps the outputs of its linear layers, by a policy."
 
-    def forward(self, x, table, cache=None):
-        if cache is not None or not torch.is_grad_enabled(): return super().forward(x, table, cache)
-        return by_policy(self, x, table, run=super().forward)
+    def forward(self, x, rotary, mask=None, cache=None):
+        if cache is not None or not torch.is_grad_enabled(): return super().forward(x, rotary, mask, cache)
+        return by_policy(self, x, rotary, mask, run=super().forward)
 
 
 class ByHand(ByPolicy):
     "A layer that keeps the outputs of its linear layers, by a backward pass of its own."
 
-    def forward(self, x, table, cache=None):
+    def forward(self, x, rotary, mask=None, cache=None):
         if cache is not None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x, table, cache)
-        return by_hand(self, x, table)
+            return super().forward(x, rotary, mask, cache)
+        return by_hand(self, x, rotary, mask)
 
 
 @functools.cache

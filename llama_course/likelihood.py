@@ -37,9 +37,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .generation import BatchCache, TextStream, decode_step, room_for, sample_next
+from .generation import KVCache, TextStream, next_logits, sample_next
 from .model import Llama
-from .rope import apply_rotary
 from .support.errors import UserError, disk_errors
 from .support.disk import only_one, read_json, write_json
 
@@ -185,18 +184,7 @@ def tree_states(
     seen: Tensor,  # (B, T, T) of bool
 ) -> Tensor:  # (B, T, D)
     "What the model makes of trees, before its output layer."
-    x, table = model.tok_embeddings(tokens), model.rope.table[depths.flatten()]
-    for layer in model.layers:
-        a, h = layer.attention, layer.attention_norm(x)
-        q, k, v = (w(h).unflatten(-1, (-1, a.head_dim)) for w in (a.wq, a.wk, a.wv))
-        q, k = (apply_rotary(t.flatten(0, 1)[None], table).view_as(t) for t in (q, k))
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        group = q.size(1) // k.size(1)
-        if group > 1: k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
-        x = x + a.wo(mixed.transpose(1, 2).flatten(-2))
-        x = x + layer.feed_forward(layer.ffn_norm(x))
-    return model.norm(x)
+    return model.hidden(tokens, depths, seen)
 
 # %% ../nbs/25_likelihood.ipynb #c038
 @torch.no_grad()
@@ -870,16 +858,15 @@ def chance(*names) -> torch.Generator:
 def read_prompts(
     model: Llama,
     rows: list[tuple],  # (request, ids of its prompt, generator): the same list of ids is read once
-) -> tuple[BatchCache, Tensor]:  # and the logits after each prompt, (B, V)
+) -> tuple[KVCache, Tensor]:  # and the logits after each prompt, (B, V)
     "A cache that holds the prompts, with room for the answers."
     most = max(len(ids) for _, ids, _ in rows) + max(r.max_tokens for r, *_ in rows)
-    cache, logits, first = BatchCache(model, len(rows), room_for(most, model)), [], {}
+    cache, logits, first = KVCache(model, len(rows), most), [], {}
     for row, (_, ids, _) in enumerate(rows):
         if (same := first.setdefault(id(ids), row)) == row:
-            logits.append(cache.read(model, row, torch.tensor(ids, device=cache.lengths.device))[-1])
+            logits.append(model(torch.tensor([ids], device=cache.device), cache=cache[row : row + 1])[0, -1])
             continue
-        for part in (t for layer in cache.layers for t in layer): part[row] = part[same]
-        cache.lengths[row] = cache.lengths[same]
+        cache.copy(same, row)
         logits.append(logits[same])
     return cache, torch.stack(logits)
 
@@ -902,9 +889,8 @@ def write_rows(
             if not ended: texts[row] += streams[row].push(int(new[row]))
             if ended or streams[row].stopped or n == rows[row][0].max_tokens: going.discard(row)
         if not going: break
-        at = cache.lengths.clamp(max=cache.layers[0][0].size(2) - 1)  # a full row stays at its end
-        logits = decode_step(model, new.to(at.device), cache.layers, at)
-        cache.lengths += 1
+        for row in set(range(len(rows))) - going: cache.lengths[row] = 0  # it has ended, and costs no more
+        logits = next_logits(model, new.to(cache.device), cache)
     return [text + stream.end() for text, stream in zip(texts, streams)]
 
 # %% ../nbs/25_likelihood.ipynb #c102

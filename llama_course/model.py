@@ -141,7 +141,7 @@ LlamaConfig.names = staticmethod(lambda: list(SIZES))
 class Parts:
     "The classes that a model is built from; each can be your own, if it is called like the one it replaces."
     norm: type = RMSNorm  # norm(dim, eps)
-    attention: type = Attention  # attention(dim, n_heads, n_kv_heads), then (x, table, cache)
+    attention: type = Attention  # attention(dim, n_heads, n_kv_heads), then (x, rotary, mask, cache)
     feed_forward: type = FeedForward  # feed_forward(dim, hidden_dim)
 
 # %% ../nbs/12_model.ipynb #c030
@@ -163,10 +163,11 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,  # (B, T, D)
-        table: Tensor,  # (T, Q/2, 2), the rotary table's rows of these T positions
+        rotary: Tensor,  # (B or 1, T, Q/2, 2), the rotary table's rows of these positions
+        mask: Tensor | None = None,  # (B or 1, T, S), bool: True where a query may look; None: causal
         cache=None,  # this layer's keys and values of earlier positions
     ) -> Tensor:  # (B, T, D)
-        x = x + self.attention(self.attention_norm(x), table, cache)
+        x = x + self.attention(self.attention_norm(x), rotary, mask, cache)
         return x + self.feed_forward(self.ffn_norm(x))
 
 # %% ../nbs/12_model.ipynb #c032
@@ -185,11 +186,25 @@ class RotaryTable(nn.Module):
 
     def forward(
         self,
-        start: int,  # the first position
-        n: int,  # T
-    ) -> Tensor:  # (T, Q/2, 2)
-        if (end := start + n) <= len(self.table): return self.table[start:end]
+        positions: range | Tensor,  # (B, T), or a range that is the same for all texts
+    ) -> Tensor:  # (B or 1, T, Q/2, 2)
+        if not isinstance(positions, range): return self.table[positions]
+        if (end := positions.stop) <= len(self.table): return self.table[None, positions.start : end]
         raise UserError(f"{end} tokens are more than the context of {len(self.table)}: shorten the text.")
+
+# %% ../nbs/12_model.ipynb #c034b
+def check_arguments(model, tokens, positions, mask):
+    "Raises `UserError` for positions or a mask that do not fit the tokens; within a compiler all is well."
+    if torch.compiler.is_compiling(): return
+    B, T = tokens.shape
+    if positions is not None:
+        if positions.shape not in ((B, T), (1, T)):
+            raise UserError(f"positions are {tuple(positions.shape)}, not one for each of {(B, T)} tokens.")
+        if T and not positions.is_meta and not 0 <= positions.min() <= positions.max() < len(model.rope.table):
+            raise UserError(f"a position is outside of the context of {len(model.rope.table)}.")
+    if mask is not None and (mask.dtype != torch.bool or mask.dim() != 3 or mask.size(0) not in (1, B)
+                             or mask.size(1) != T):
+        raise UserError(f"the mask is {mask.dtype} {tuple(mask.shape)}, not bool ({B} or 1, {T}, S).")
 
 # %% ../nbs/12_model.ipynb #c034
 class Llama(nn.Module):
@@ -207,15 +222,31 @@ class Llama(nn.Module):
         self.init_weights()
         if attention: use_attention(self, attention)  # naive, rows, blockwise, sdpa or xformers
 
-    def forward(
+    def hidden(
         self,
         tokens: Tensor,  # (B, T), int64
-        caches: list | None = None,  # one a layer; `tokens` then follow the positions that they hold
+        positions: Tensor | None = None,  # (B, T), int64; None: 0 to T - 1, or what follows in the cache
+        mask: Tensor | None = None,  # (B or 1, T, S), bool: True where a query may look; None: causal
+        cache=None,  # the keys and values of earlier tokens, a `KVCache`; these are added
+    ) -> Tensor:  # (B, T, D)
+        "What the output layer reads. Raises `UserError` for arguments that do not fit together."
+        check_arguments(self, tokens, positions, mask)
+        places, layers = range(tokens.size(1)), [None] * len(self.layers)
+        if cache is not None: places, mask, layers = cache.begin(tokens, mask)
+        rotary = self.rope(places if positions is None else positions)
+        x = self.tok_embeddings(tokens)
+        for layer, kept in zip(self.layers, layers, strict=True): x = layer(x, rotary, mask, kept)
+        if cache is not None: cache.advance(tokens.size(1))
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: Tensor,  # these four: see `hidden`
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache=None,
     ) -> Tensor:  # (B, T, V), the logits of the token after each
-        x, table = self.tok_embeddings(tokens), self.rope(caches[0].length if caches else 0, tokens.size(1))
-        for layer, cache in zip(self.layers, caches or [None] * len(self.layers)):
-            x = layer(x, table, cache)
-        return self.output(self.norm(x))
+        return self.output(self.hidden(tokens, positions, mask, cache))
 
 # %% ../nbs/12_model.ipynb #c045
 @torch.no_grad()

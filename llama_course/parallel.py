@@ -73,7 +73,7 @@ def tensor_plan(
     leave = lambda: RowwiseParallel(output_layouts=stream)
     ends = {"tok_embeddings": RowwiseParallel(input_layouts=whole, output_layouts=stream), "norm": norm(),
             "output": ColwiseParallel(input_layouts=stream, output_layouts=whole)}
-    block = {"attention_norm": norm(), "attention": enter(None, None), "attention.wo": leave(),
+    block = {"attention_norm": norm(), "attention": enter(None, None, None), "attention.wo": leave(),
              "ffn_norm": norm(), "feed_forward": enter(), "feed_forward.w2": leave()}
     rows = ("attention.wq", "attention.wk", "attention.wv", "feed_forward.w1", "feed_forward.w3")
     return ends, block | {name: ColwiseParallel() for name in rows}

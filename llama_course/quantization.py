@@ -7,8 +7,7 @@ __all__ = ['GROUP', 'FLOATS', 'CHUNK', 'JOINED', 'ENDS', 'FEW', 'HALVES', 'PRODU
            'unpack_nibbles', 'PackedLinear', 'rows', 'forward', 'PackedEmbedding', 'room', 'fill_rows', 'rooms',
            'QuantizedLlama', 'load_quantized', 'has_kernels', 'product_of_8_bits', 'product_of_4_bits',
            'product_of_16_bits', 'product_of_32_bits', 'product', 'arrays', 'normed', 'rotated', 'gated', 'attended',
-           'written', 'added', 'layer_step', 'token_step', 'views', 'in_one_memory', 'one_token', 'packed_bytes',
-           'cache_bytes']
+           'written', 'added', 'layer_step', 'token_step', 'views', 'one_token', 'packed_bytes', 'cache_bytes']
 
 # %% ../nbs/24_quantization.ipynb #c002
 from functools import cache, partial
@@ -182,13 +181,18 @@ class QuantizedLlama(Llama):
     def forward(
         self,
         tokens: Tensor,  # (B, T), int64
-        caches: list | None = None,  # one a layer
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache=None,
     ) -> Tensor:  # (B, T, V)
-        few = caches and tokens.device.type == "cpu" and len(tokens) == 1 and 0 < tokens.numel() <= FEW
-        fits = few and caches[0].length + tokens.numel() <= caches[0].keys.size(2)
+        plain = positions is None and mask is None and cache is not None and len(tokens) == 1
+        few = plain and tokens.device.type == "cpu" and 0 < tokens.numel() <= FEW
         blocks = not (self.config.dim % 64 or self.config.hidden_dim % 64)
-        if not (fits and blocks and has_kernels()): return super().forward(tokens, caches)
-        return torch.stack([one_token(self, i, caches[0].length, caches) for i in tokens[0].tolist()])[None]
+        if not (few and blocks and has_kernels()): return super().forward(tokens, positions, mask, cache)
+        places, *_ = cache.begin(tokens)
+        logits = [one_token(self, i, at, cache) for i, at in zip(tokens[0].tolist(), places)]
+        cache.advance(len(logits))
+        return torch.stack(logits)[None]
 
 # %% ../nbs/24_quantization.ipynb #c033
 def load_quantized(
@@ -404,24 +408,14 @@ def views(model) -> tuple:
         model._views = torch.stack(gains).detach().numpy(), model.config.norm_eps, *weights, *ends
     return model._views
 
-
-def in_one_memory(caches: list) -> tuple:  # keys and values, (L, K, S, Q) each
-    "The caches' contents in memory that they share from now on."
-    if not hasattr(caches[0], "shared"):
-        both = [torch.cat([getattr(cache, name) for cache in caches]) for name in ("keys", "values")]
-        for i, cache in enumerate(caches): cache.keys, cache.values = (t[i : i + 1] for t in both)
-        caches[0].shared = tuple(t.numpy() for t in both)
-    return caches[0].shared
-
 # %% ../nbs/24_quantization.ipynb #c051
 @torch.no_grad()
-def one_token(model, token: int, at: int, caches: list) -> Tensor:  # (V,)
-    "The logits after one more token, by the compiled kernels; its keys and values go into the caches."
-    x, turn = model.tok_embeddings.packed.rows(slice(token, token + 1))[0].clone(), model.rope(at, 1)[0]
-    step = token_step(model.memory[0].bits, model.output.bits)
-    logits = torch.empty(model.config.vocab_size)
-    step(x.numpy(), at, *views(model), *in_one_memory(caches), turn.numpy(), logits.numpy())
-    for cache in caches: cache.length = at + 1
+def one_token(model, token: int, at: int, cache) -> Tensor:  # (V,)
+    "The logits after one more token, by the compiled kernels; its keys and values go into the cache."
+    x, turn = model.tok_embeddings.packed.rows(slice(token, token + 1))[0].clone(), model.rope(range(at, at + 1))
+    step, logits = token_step(model.memory[0].bits, model.output.bits), torch.empty(model.config.vocab_size)
+    kept = (tuple(t[0].numpy() for t in ts) for ts in (cache.keys, cache.values))  # (K, S, Q) a layer
+    step(x.numpy(), at, *views(model), *kept, turn[0, 0].numpy(), logits.numpy())
     return logits
 
 # %% ../nbs/24_quantization.ipynb #c066

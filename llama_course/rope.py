@@ -20,15 +20,26 @@ def rotary_table(
     angle = torch.outer(torch.arange(max_seq_len).float(), frequency)  # (T, Q/2)
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
+# %% ../nbs/10_rope.ipynb #c017
+def pairs_written_out(
+    x: Tensor,  # (B, T, H, Q)
+    table: Tensor,  # (T, Q/2, 2), or (B, T, Q/2, 2)
+) -> Tensor:  # (B, T, H, Q), in the dtype of x
+    "Each adjacent pair of x, turned by its position's angle, in real numbers."
+    cos, sin = table[..., None, :, :].unbind(-1)  # (T, 1, Q/2) each
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).type_as(x)
+
 # %% ../nbs/10_rope.ipynb #c022
 def apply_rotary(
     x: Tensor,  # (B, T, H, Q), queries or keys, the numbers of a head side by side in memory
-    table: Tensor,  # (T, Q/2, 2), the rows of these T positions
+    table: Tensor,  # (T, Q/2, 2), the rows of these T positions; or (B, T, Q/2, 2), each text's own
 ) -> Tensor:  # (B, T, H, Q), in the dtype of x
     "Each adjacent pair of x, turned by its position's angle: Meta's layout. (Su et al. 2021, eq. 34)"
-    wide = x if x.dtype == torch.float64 else x.float()  # complex numbers come in 32 and 64 bits a part
+    if torch.compiler.is_compiling(): return pairs_written_out(x, table)  # a compiler fuses these, and
+    wide = x if x.dtype == torch.float64 else x.float()  # knows no complex numbers, of 32 or 64 bits a part
     pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))  # (B, T, H, Q/2)
-    turn = torch.view_as_complex(table)[:, None]  # (T, 1, Q/2)
+    turn = torch.view_as_complex(table).unsqueeze(-2)  # (T, 1, Q/2)
     return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
 
 # %% ../nbs/10_rope.ipynb #c039
@@ -37,7 +48,7 @@ def apply_rotary_half(
     table: Tensor,  # (T, Q/2, 2), the rows of these T positions
 ) -> Tensor:  # (B, T, H, Q), in the dtype of x
     "The pairs (x[i], x[i + Q/2]), turned by their position's angle: the layout of Hugging Face."
-    cos, sin = table[:, None].unbind(-1)  # (T, 1, Q/2) each
+    cos, sin = table[..., None, :, :].unbind(-1)  # (T, 1, Q/2) each
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).type_as(x)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .generation import BatchCache, check_prompt, check_sampling, sample_next, step_for
+from .generation import KVCache, check_prompt, check_sampling, next_logits, sample_next
 from .model import Llama, LlamaConfig
 from .support.errors import UserError
 from .support.patch import patch
@@ -90,7 +90,7 @@ class Batcher:
         compiled: bool = False,
     ):
         self.model, self.max_len = model, max_len or model.config.max_seq_len
-        self.cache, self.forward = BatchCache(model, rows, self.max_len), step_for(model, compiled)
+        self.cache, self.compiled = KVCache(model, rows, self.max_len), compiled
         self.rows, self.generators = [None] * rows, [None] * rows  # each row's job and draws
         self.tokens = torch.zeros(rows, dtype=torch.long)  # the newest of each row
         self.queue, self.steps = deque(), 0
@@ -138,18 +138,18 @@ def join(self: Batcher, row: int, job: Job):
     self.rows[row], self.generators[row] = job, torch.Generator()
     if job.seed is None: self.generators[row].seed()
     else: self.generators[row].manual_seed(job.seed)
-    self.draw(row, self.cache.read(self.model, row, torch.tensor(job.prompt))[-1])
+    logits = self.model(torch.tensor([job.prompt]), cache=self.cache[row : row + 1])
+    self.draw(row, logits[0, -1])
 
 # %% ../nbs/22_serving.ipynb #c026
 @patch
 def advance(self: Batcher):
     "One more token in every row that has a job."
-    logits = self.forward(self.model, self.tokens, self.cache.layers, self.cache.lengths)
+    logits = next_logits(self.model, self.tokens, self.cache, self.compiled)
     self.steps += 1
     for row, job in enumerate(self.rows):
-        if job is None: continue
-        self.cache.lengths[row] += 1
-        self.draw(row, logits[row])
+        if job is None: self.cache.lengths[row] = 0  # a free row stays so
+        else: self.draw(row, logits[row])
 
 
 @patch

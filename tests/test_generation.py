@@ -11,8 +11,8 @@ from hypothesis import given, settings, strategies as st
 from llama_course.attention import Attention
 from llama_course.feedforward import FeedForward
 from llama_course.generation import (
-    BatchCache, KVCache, TextStream, decode_step, generate, generate_batch, generate_text, make_caches, sample_next,
-    stream_text, token_probabilities)
+    KVCache, TextStream, generate, generate_batch, generate_text, next_logits, sample_next, stream_text,
+    token_probabilities)
 from llama_course.model import Llama, LlamaConfig, Parts, hugging_face_settings, to_hugging_face
 from llama_course.norm import RMSNorm
 from llama_course.support.errors import UserError
@@ -40,41 +40,61 @@ def test_any_split_of_a_text_gives_the_same_logits(data):
     model = shaken(torch.float64, seed, n_kv_heads=kv, tie_embeddings=tied)
     n, batch = data.draw(st.integers(1, 64)), data.draw(st.integers(1, 3))
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, n - 1)), max_size=6)))
-    tokens, caches = torch.randint(97, (batch, n)), make_caches(model, n, batch)
+    tokens, cache = torch.randint(97, (batch, n)), KVCache(model, batch, n)
     with torch.no_grad():
-        pieces = [model(piece, caches) for piece in tokens.tensor_split(cuts, dim=1) if piece.numel()]
+        pieces = [model(piece, cache=cache) for piece in tokens.tensor_split(cuts, dim=1) if piece.numel()]
         torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), rtol=1e-9, atol=1e-10)
-    assert {cache.length for cache in caches} == {n}
+    assert cache.lengths.tolist() == [n] * batch
 
 
 def test_the_cache_takes_memory_once_and_hands_out_views():
     model = shaken(torch.bfloat16)
-    caches = make_caches(model)
-    assert len(caches) == 3 and caches[0].keys.shape == (1, 2, 64, 12)
-    assert caches[0].keys.dtype == caches[0].values.dtype == torch.bfloat16
-    place = caches[0].keys.data_ptr()
+    cache = KVCache(model)
+    assert len(cache.keys) == len(cache.values) == 3 and cache.keys[0].shape == (1, 2, 64, 12)
+    assert cache.keys[0].dtype == cache.values[0].dtype == torch.bfloat16
+    place = cache.keys[0].data_ptr()
     with torch.no_grad():
-        for token in range(5): model(torch.tensor([[token]]), caches)
-    keys, values = caches[0].update(*torch.ones(2, 1, 2, 3, 12))
-    assert keys.shape == values.shape == (1, 2, 8, 12)
-    assert keys.data_ptr() == caches[0].keys.data_ptr() == place
-    assert (keys[:, :, 5:] == 1).all() and (caches[0].keys[:, :, 8:] == 0).all()
+        for token in range(5): model(torch.tensor([[token]]), cache=cache)
+    places, mask, (layer, *_) = cache.begin(torch.zeros(1, 3))
+    keys, values = layer.update(*torch.ones(2, 1, 2, 3, 12))
+    assert places == range(5, 8) and mask is None and keys.shape == values.shape == (1, 2, 8, 12)
+    assert keys.data_ptr() == cache.keys[0].data_ptr() == place
+    assert (keys[:, :, 5:] == 1).all() and (cache.keys[0][:, :, 8:] == 0).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_a_full_cache_refuses_and_keeps_what_it_has(n):
-    cache = KVCache(1, 2, 4, 6)
-    cache.update(*torch.randn(2, 1, 2, 4, 6))
-    before = cache.keys.clone()
-    with pytest.raises(UserError, match=f"{4 + n} tokens .* for 4"):
-        cache.update(*torch.randn(2, 1, 2, n, 6))
-    assert cache.length == 4 and torch.equal(cache.keys, before)
+    model = shaken()
+    cache = KVCache(model, 2, 4)
+    with torch.no_grad(): model(torch.randint(97, (1, 4)), cache=cache[1:])
+    before = cache.keys[0].clone()
+    assert cache.lengths.tolist() == [0, 4] and not before[0].any()
+    for row in (slice(1, 2), slice(0, 2)):  # alone, and beside an empty row
+        with pytest.raises(UserError, match=f"{4 + n} tokens .* for 4"):
+            model(torch.ones(row.stop - row.start, n, dtype=torch.long), cache=cache[row])
+    assert cache.lengths.tolist() == [0, 4] and torch.equal(cache.keys[0], before)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (-1, 8), (1, 0), (1, 65)])
+def test_a_cache_that_cannot_be(size):
+    with pytest.raises(UserError): KVCache(shaken(), *size)
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    model, tokens = shaken(), torch.ones(2, 3, dtype=torch.long)
+    square = torch.ones(2, 3, 3, dtype=torch.bool)
+    wrong = [dict(cache=KVCache(model, 3)), dict(positions=torch.arange(3)), dict(positions=torch.ones(3, 3).long()),
+             dict(positions=tokens * 64), dict(positions=tokens - 2), dict(mask=square.float()), dict(mask=square[0]),
+             dict(mask=square[:, :2])]
+    for change in wrong:
+        with pytest.raises(UserError): model(tokens, **change)
+    with pytest.raises(UserError): model(torch.ones(1, 65, dtype=torch.long))
 
 
 def test_bytes_of_the_cache_are_those_of_the_release():
     with torch.device("meta"): model = Llama(LlamaConfig.from_name("7B")).half()
-    total = sum(c.keys.nbytes + c.values.nbytes for c in make_caches(model, 1024, batch_size=32))
-    assert total == 17_179_869_184
+    cache = KVCache(model, 32, 1024)
+    assert sum(t.nbytes for t in (*cache.keys, *cache.values)) == 17_179_869_184
 
 
 # ---- sampling
@@ -340,30 +360,28 @@ def test_rows_of_a_batch_do_not_notice_each_other(data):
     model = shaken(torch.float64, data.draw(st.integers(0, 99)), n_kv_heads=data.draw(st.sampled_from([1, 2, 4])))
     texts = [torch.randint(97, (data.draw(st.integers(2, 20)),)) for _ in range(data.draw(st.integers(1, 4)))]
     read = [data.draw(st.integers(1, len(t))) for t in texts]
-    cache, seen = BatchCache(model, len(texts), 64), []
+    cache, seen = KVCache(model, len(texts), 64), []
     with torch.no_grad():
         for row, (t, n) in enumerate(zip(texts, read)):
             cut = data.draw(st.integers(0, n))
-            pieces = [cache.read(model, row, piece) for piece in (t[:cut], t[cut:n]) if len(piece)]
+            pieces = [model(piece[None], cache=cache[row : row + 1])[0] for piece in (t[:cut], t[cut:n]) if len(piece)]
             seen.append(list(torch.cat(pieces)))
         while cache.lengths.lt(torch.tensor([len(t) for t in texts])).any():
             at = cache.lengths.tolist()
             new = torch.tensor([t[i] if i < len(t) else 5 for t, i in zip(texts, at)])
-            for row, logits in enumerate(decode_step(model, new, cache.layers, cache.lengths)):
-                seen[row].append(logits)
-            cache.lengths += 1
+            for row, logits in enumerate(next_logits(model, new, cache)): seen[row].append(logits)
         for t, found in zip(texts, seen):
             torch.testing.assert_close(torch.stack(found[: len(t)]), model(t[None])[0], rtol=1e-9, atol=1e-10)
 
 
 def test_a_row_that_is_used_again_forgets_the_longer_text_before():
-    model, cache = shaken(torch.float64), BatchCache(shaken(torch.float64), 2, 64)
-    cache.read(model, 0, torch.randint(97, (40,)))
-    cache.lengths[0] = 0
-    t = torch.randint(97, (6,))
-    cache.read(model, 0, t[:5])
+    model = shaken(torch.float64)
+    cache, t = KVCache(model, 2, 64), torch.randint(97, (6,))
     with torch.no_grad():
-        found = decode_step(model, torch.tensor([t[5], 0]), cache.layers, cache.lengths)[0]
+        model(torch.randint(97, (1, 40)), cache=cache[:1])
+        cache.lengths[0] = 0
+        model(t[None, :5], cache=cache[:1])
+        found = next_logits(model, torch.tensor([t[5], 0]), cache)[0]
         torch.testing.assert_close(found, model(t[None])[0, -1], rtol=1e-9, atol=1e-10)
 
 
@@ -380,10 +398,10 @@ def test_a_batch_writes_what_each_prompt_gets_alone(choices):
 
 class Unturned(Attention):
     "A learner's own: it is told of no positions, and looks back through the cache it is given."
-    def forward(self, x, table, cache=None):
-        still = torch.zeros_like(table)
+    def forward(self, x, rotary, mask=None, cache=None):
+        still = torch.zeros_like(rotary)
         still[..., 0] = 1
-        return super().forward(x, still, cache)
+        return super().forward(x, still, mask, cache)
 
 
 class Ungated(FeedForward):

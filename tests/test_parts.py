@@ -368,7 +368,7 @@ def test_layer_in_pieces(K, sizes, seed):
     x = torch.randn(2, T, 32, dtype=torch.float64)
     cache, pieces, start = GrowingCache(), [], 0
     for size in sizes:
-        pieces.append(layer(x[:, start : start + size], table[start : start + size], cache))
+        pieces.append(layer(x[:, start : start + size], table[start : start + size], cache=cache))
         start += size
     torch.testing.assert_close(torch.cat(pieces, 1), layer(x, table), rtol=1e-12, atol=1e-12)
     assert cache.k.shape == (2, K, T, 8)

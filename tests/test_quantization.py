@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from llama_course import quantization
 from llama_course.data import shakespeare
-from llama_course.generation import generate, make_caches
+from llama_course.generation import KVCache, generate
 from llama_course.model import Llama, LlamaConfig
 from llama_course.quantization import (
     PackedLinear, cache_bytes, dequantize, load_quantized, pack_nibbles, packed_bytes, quantize, unpack_nibbles)
@@ -118,13 +118,13 @@ def test_a_quantized_model_is_the_model_of_its_codes(quantized, monkeypatch):
     for kernels in (False, True):  # PyTorch alone, then numba where it is installed
         if not kernels: monkeypatch.setattr(quantization, "has_kernels", lambda: False)
         else: monkeypatch.undo()
-        caches = make_caches(packed, 30)
+        cache = KVCache(packed, max_len=30)
         pieces = TOKENS.split([13, 2, 13, 1, 1], 1)  # with numba only those of 13 tokens go through PyTorch
-        steps = torch.cat([packed(piece, caches) for piece in pieces], 1)
+        steps = torch.cat([packed(piece, cache=cache) for piece in pieces], 1)
         torch.testing.assert_close(steps, after, atol=1e-4, rtol=1e-4)
-        assert caches[1].length == 30
+        assert cache.lengths.tolist() == [30]
         assert torch.equal(packed(TOKENS), whole)  # the weights are as they were
-        with pytest.raises(UserError): packed(TOKENS[:, :1], caches)  # the cache is full
+        with pytest.raises(UserError): packed(TOKENS[:, :1], cache=cache)  # the cache is full
 
 
 def test_the_kernels_are_used_where_numba_is(quantized, monkeypatch):

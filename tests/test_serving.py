@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llama_course.attention import Attention
-from llama_course.generation import generate
+from llama_course.generation import KVCache, generate
 from llama_course.model import Llama, LlamaConfig, Parts
 from llama_course.support.errors import UserError
 from llama_course.support.disk import write_json
@@ -100,10 +100,10 @@ def test_a_row_goes_to_the_next_before_the_longest_is_done(worker):
 
 
 class Unturned(Attention):
-    def forward(self, x, table, cache=None):
-        still = torch.zeros_like(table)
+    def forward(self, x, rotary, mask=None, cache=None):
+        still = torch.zeros_like(rotary)
         still[..., 0] = 1
-        return super().forward(x, still, cache)
+        return super().forward(x, still, mask, cache)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -176,8 +176,8 @@ def test_bytes_of_a_step():
         if not model.config.tie_embeddings: del read[model.tok_embeddings.weight.data_ptr()]
         weights, cache = step_bytes(model.config, 64, 3, 8)
         assert weights == sum(p.nbytes for p in read.values())
-        from llama_course.generation import make_caches
-        assert cache == sum(c.keys.nbytes + c.values.nbytes for c in make_caches(model, 64, 3))
+        kept = KVCache(model, 3, 64)
+        assert cache == sum(t.nbytes for t in (*kept.keys, *kept.values))
 
 
 # ---- the protocol
