@@ -256,7 +256,7 @@ def test_without_gradients_and_with_a_cache_nothing_changes():
             return k, v
 
     cache = Seen()
-    torch.testing.assert_close(block(x, table, cache), plain)
+    torch.testing.assert_close(block(x, table, cache=cache), plain)
     assert cache.shape == (2, 2, 9, 8)
 
 
