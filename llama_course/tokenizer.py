@@ -14,6 +14,7 @@ import sentencepiece as spm
 
 from .support.errors import UserError
 from .support.disk import atomic_write, fingerprint
+from .support.patch import patch
 
 # %% ../nbs/06_tokenizer.ipynb #c020
 SETTINGS = dict(
@@ -90,8 +91,9 @@ class Tokenizer:
         return cls(path)
 
 # %% ../nbs/06_tokenizer.ipynb #c028
+@patch
 def encode(
-    self,
+    self: Tokenizer,
     text: str,
     bos: bool = False,  # begin with BOS
     eos: bool = False,  # end with EOS
@@ -105,8 +107,9 @@ def encode(
     return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
 
+@patch
 def decode(
-    self,
+    self: Tokenizer,
     ids,  # token ids; BOS and EOS leave no trace
 ) -> str:
     "The text of the ids; bytes that are not UTF-8 become U+FFFD."
@@ -115,8 +118,6 @@ def decode(
         most = self.vocab_size - 1
         raise UserError(f"{wrong[0]} is no token of {self.path}: ids go from 0 to {most}.")
     return self._model.decode(ids)
-
-Tokenizer.encode, Tokenizer.decode = encode, decode
 
 # %% ../nbs/06_tokenizer.ipynb #c032
 def _explain(message, vocab_size):
@@ -132,13 +133,15 @@ def _explain(message, vocab_size):
     return f"SentencePiece cannot make a vocabulary of {vocab_size:,} pieces from this text: {message}"
 
 # %% ../nbs/06_tokenizer.ipynb #c033
+@patch
+@classmethod
 def train(
-    cls,
+    cls: Tokenizer,
     texts,  # an iterable of str
     vocab_size: int,  # V, with 3 control tokens and 256 bytes among them
     path,  # where the model is written, whole or not at all
     max_bytes: int = 10_000_000,  # of more text an even sample of the lines is taken
-):
+) -> Tokenizer:
     "A tokenizer with LLaMA's settings; the same texts give the same file."
     if isinstance(texts, str):
         raise UserError("a tokenizer is trained on many texts, and got one: put it into a list.")
@@ -152,14 +155,11 @@ def train(
         file.write(model.getvalue())
     return cls(path)
 
-Tokenizer.train = classmethod(train)
-
 # %% ../nbs/06_tokenizer.ipynb #c037
+@patch
 def piece(
-    self,
+    self: Tokenizer,
     i: int,  # a token id
 ) -> str:
     "How the model writes the token: `▁` for a space, `<0x0A>` for a byte."
     return self._model.id_to_piece(i)
-
-Tokenizer.piece = piece

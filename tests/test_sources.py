@@ -230,7 +230,7 @@ def papers(draw):
             text.append(name), wanted.append(name)
             continue
         value, needed = known[name]
-        args = draw(st.lists(st.sampled_from(["p", "{q}", r"\beta", ""]), min_size=needed, max_size=needed))
+        args = draw(st.lists(st.sampled_from(["p", "{q}", r"\beta ", ""]), min_size=needed, max_size=needed))
         text.append(name + "".join(f"{{{a}}}" for a in args) + ("" if needed else "{}"))
         wanted.append(value(args) + ("" if needed else "{}"))
     return "".join(source + text), "".join(wanted)
@@ -244,6 +244,7 @@ def test_macros_become_what_they_stand_for(paper):
 
 
 @pytest.mark.parametrize("text, wanted", [
+    (r"\newcommand{\m}[1]{#1}\m{\beta}words", r"\beta words"),  # the name must not run into the word
     (r"\def\a{\alpha}$\a x\a_1\a1$", r"$\alpha x\alpha_1\alpha1$"), (r"\def\a{b}\a c \ab", r"bc \ab"),
     (r"\def\b#1{<#1>}\def\a{\b}\a{x}", "<x>"), (r"\def\m#1{\def\k##1{#1-##1}}\m{a}\k{b}", "a-b"),
     (r"\verb|\a|\def\a{1}\verb|\a|\a", r"\verb|\a|\verb|\a|1"), (r"\a\def\a{1}\a\def\a{2}\a", r"\a12"),
