@@ -13,7 +13,7 @@ extras = {
     for k, v in settings.items()
     if k.endswith("_requirements")
 }
-DATA = "toml json jsonl html css js svg".split()  # what lies in the package beside Python
+DATA = "toml json jsonl csv html css js svg".split()  # what lies in the package beside Python
 readme = Path(__file__).with_name("README.md")
 
 setup(

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .economics import compare, results
+from .economics import points_ahead
+from .support.paper import results
 from .support.errors import UserError
 
 # %% ../nbs/27_certainty.ipynb #c005
@@ -291,7 +292,7 @@ def margins(
         return [margin(14, task, 100 * a, 100 * b, TRUTHFUL_QUESTIONS) for task, a, b in pairs]
     score = lambda model, n, task: results(n)[model][task]
     return [margin(n, task, score(ours, n, task), score(theirs, n, task), QUESTIONS[n][task])
-            for n, task in compare(ours, theirs) if table in (None, n)]
+            for n, task in points_ahead(ours, theirs) if table in (None, n)]
 
 # %% ../nbs/27_certainty.ipynb #c064
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from llama_course.certainty import (CLAIMS, MMLU_MODELS, QUESTIONS, TABLE_14, Cl
                                     items_needed, judge,
                                     margin, margins, mcnemar, mmlu, mmlu_average, overlap, paired, plain_words,
                                     standard_error, wilson, z_value)
-from llama_course.economics import results
+from llama_course.support.paper import results
 from llama_course.support.errors import UserError
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is the reference")

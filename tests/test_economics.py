@@ -8,16 +8,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_course.economics import (LAWS, MODELS, TABLES, LossLaw, break_even, budget_for, cheapest_over_life,
-                                    cheapest_to_train, compare, fit_law, life_flops, results, serving_flops,
-                                    training_flops)
+from llama_course.economics import (
+    LAWS,
+    MODELS,
+    LossLaw,
+    break_even,
+    budget_for,
+    cheapest_over_life,
+    cheapest_to_train,
+    fit_law,
+    life_flops,
+    points_ahead,
+    serving_flops,
+    training_flops,
+)
 from llama_course.model import LlamaConfig
 from llama_course.support.errors import UserError
+from llama_course.support.paper import TABLES, results
 
 FIGURE_1 = Path(__file__).resolve().parent.parent / "nbs" / "data" / "figure1_training_loss.csv"
 many = settings(max_examples=40, deadline=None, derandomize=True, database=None)
-laws = st.builds(LossLaw, st.floats(1, 2), st.floats(100, 1000), st.floats(100, 3000), st.floats(0.2, 0.5),
-                 st.floats(0.2, 0.5))
+laws = st.builds(
+    LossLaw,
+    st.floats(1, 2),
+    st.floats(100, 1000),
+    st.floats(100, 3000),
+    st.floats(0.2, 0.5),
+    st.floats(0.2, 0.5),
+)
 
 
 # --- the cheapest to train
@@ -29,20 +47,33 @@ def test_cheapest_to_train_is_what_a_search_finds(law, flops):
     optimize = pytest.importorskip("scipy.optimize")
     N, D = cheapest_to_train(law, flops)
     assert 6 * N * D == pytest.approx(flops)
-    found = optimize.minimize_scalar(lambda n: law(math.exp(n), flops / 6 / math.exp(n)), bounds=(0, 70),
-                                     method="bounded", options={"xatol": 1e-10})
+    found = optimize.minimize_scalar(
+        lambda n: law(math.exp(n), flops / 6 / math.exp(n)),
+        bounds=(0, 70),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
     assert found.fun >= law(N, D) - 1e-9
     assert math.exp(found.x) == pytest.approx(N, rel=1e-3)
 
 
-@pytest.mark.parametrize("name, ratio", [("Hoffmann, rounded", 92.6), ("Hoffmann, unrounded", 58.9),
-                                         ("Sardana's code", 55.2), ("Epoch", 18.4)])
+@pytest.mark.parametrize(
+    "name, ratio",
+    [
+        ("Hoffmann, rounded", 92.6),
+        ("Hoffmann, unrounded", 58.9),
+        ("Sardana's code", 55.2),
+        ("Epoch", 18.4),
+    ],
+)
 def test_tokens_a_parameter_at_gophers_budget(name, ratio):
     N, D = cheapest_to_train(LAWS[name], 5.76e23)
     assert D / N == pytest.approx(ratio, abs=0.06)
 
 
-@pytest.mark.parametrize("N, flops, D", [(1e9, 1.62e20, 27.1e9), (10e9, 2.46e22, 410.1e9), (67e9, 1.71e24, 4.1e12)])
+@pytest.mark.parametrize(
+    "N, flops, D", [(1e9, 1.62e20, 27.1e9), (10e9, 2.46e22, 410.1e9), (67e9, 1.71e24, 4.1e12)]
+)
 def test_the_unrounded_law_gives_hoffmanns_table_a3(N, flops, D):
     n, d = cheapest_to_train(LAWS["Hoffmann, unrounded"], flops)
     assert n == pytest.approx(N, rel=0.1) and d == pytest.approx(D, rel=0.1)
@@ -102,16 +133,25 @@ def test_a_7b_in_place_of_a_13b_saves_17_percent():
 def test_break_even_is_where_the_bills_cross():
     law, loss = LAWS["Epoch"], 2.05
     T = break_even(law, 33e9, 13e9, loss)
-    bill = {N: [life_flops(N, law.tokens(N, loss), t) for t in (0.99 * T, 1.01 * T)] for N in (33e9, 13e9)}
+    bill = {
+        N: [life_flops(N, law.tokens(N, loss), t) for t in (0.99 * T, 1.01 * T)]
+        for N in (33e9, 13e9)
+    }
     assert T > 0 and bill[33e9][0] < bill[13e9][0] and bill[33e9][1] > bill[13e9][1]
     assert break_even(law, 65e9, 1e9, 1.9) == math.inf
     assert break_even(law, 500e9, 13e9, loss) == 0  # so large that training it costs more as well
 
 
-@pytest.mark.parametrize("wrong", [lambda: cheapest_over_life(LAWS["Epoch"], 1.8, 1e12),
-                                   lambda: cheapest_over_life(LAWS["Epoch"], 2.0, -1),
-                                   lambda: cheapest_over_life(LAWS["Epoch"], 2.0, math.nan),
-                                   lambda: budget_for(LAWS["Epoch"], 1.0), lambda: results(10)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: cheapest_over_life(LAWS["Epoch"], 1.8, 1e12),
+        lambda: cheapest_over_life(LAWS["Epoch"], 2.0, -1),
+        lambda: cheapest_over_life(LAWS["Epoch"], 2.0, math.nan),
+        lambda: budget_for(LAWS["Epoch"], 1.0),
+        lambda: results(10),
+    ],
+)
 def test_what_cannot_be_asked_is_said_in_one_line(wrong):
     with pytest.raises(UserError) as error:
         wrong()
@@ -119,7 +159,10 @@ def test_what_cannot_be_asked_is_said_in_one_line(wrong):
 
 
 def test_costs():
-    assert training_flops(65.2e9, 1.4e12) == pytest.approx(5.48e23, rel=1e-3) and serving_flops(13e9, 3) == 7.8e10
+    assert (
+        training_flops(65.2e9, 1.4e12) == pytest.approx(5.48e23, rel=1e-3)
+        and serving_flops(13e9, 3) == 7.8e10
+    )
 
 
 # --- a law from data
@@ -156,7 +199,7 @@ def test_figure_1_is_the_papers():
 
 @pytest.mark.parametrize("with_rate, low, high", [(False, 0.02, 0.05), (True, 0.0, 0.02)])
 def test_65b_predicted_from_the_smaller_runs(with_rate, low, high):
-    "Without the learning rate the error is half the gap between 33B and 65B; with it, less than half of that."
+    "Without the rate the error is half the gap of 33B and 65B; with it, less than half of that."
     table = np.genfromtxt(FIGURE_1, delimiter=",", names=True, skip_header=3)
     N, D, rate, loss = [], [], [], []
     for size in ("7B", "13B", "33B"):
@@ -183,9 +226,18 @@ def test_models_are_those_of_the_paper():
         assert D == pytest.approx(1.0066e12 if name in ("7B", "13B") else 1.4009e12, rel=1e-4)
 
 
-@pytest.mark.parametrize("number, models, cells, total", [
-    (3, 10, 67, 4764.1), (4, 10, 34, 848.7), (5, 6, 22, 1362.0), (6, 8, 16, 881.8), (7, 10, 34, 976.6),
-    (8, 9, 34, 1306.1), (9, 11, 55, 2801.6)])
+@pytest.mark.parametrize(
+    "number, models, cells, total",
+    [
+        (3, 10, 67, 4764.1),
+        (4, 10, 34, 848.7),
+        (5, 6, 22, 1362.0),
+        (6, 8, 16, 881.8),
+        (7, 10, 34, 976.6),
+        (8, 9, 34, 1306.1),
+        (9, 11, 55, 2801.6),
+    ],
+)
 def test_the_tables_are_whole(number, models, cells, total):
     "Number of rows and cells, and their sum: a changed digit is seen."
     table = results(number)
@@ -195,10 +247,10 @@ def test_the_tables_are_whole(number, models, cells, total):
 
 
 def test_13b_against_gpt_3():
-    ahead = compare("LLaMA 13B", "GPT-3 175B")
+    ahead = points_ahead("LLaMA 13B", "GPT-3 175B")
     assert len(ahead) == 17 and sum(points > 0 for points in ahead.values()) == 14
     assert {task for (_, task), points in ahead.items() if points < 0} == {"PIQA", "OBQA", "STEM"}
-    assert compare("GPT-3 175B", "LLaMA 13B")[4, "0-shot"] == -5.5
+    assert points_ahead("GPT-3 175B", "LLaMA 13B")[4, "0-shot"] == -5.5
 
 
 def test_mmlu_averages_lie_between_their_parts():

@@ -26,7 +26,7 @@ TWICE = set(
     Verdict Wire chat check checked choice command compare decode encode fill finetune generate
     grade in_words is_held_out join judge load_checkpoint main memory_in_use need observe option
     pack plan prepare product read_rows score_texts serve table tiles train
-    turned unpack Piece write""".split()
+    turned unpack Piece write flops_per_token""".split()
 )
 
 

@@ -73,7 +73,7 @@ def with_default(
     return field
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(option,))
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(option, with_default))
 def options(cls: type[T]) -> type[T]:
     "The class as a frozen dataclass whose values are checked. A wrong one raises `OptionError`, in one line."
     config = ConfigDict(
@@ -296,13 +296,13 @@ def _parameter(cls: type, name: str) -> inspect.Parameter:
     )
     if isinstance(default, tuple):
         default = list(default) or None
-    if default is None:
-        plain = plain | None
     if words["argument"]:
         about = typer.Argument(help=field.description)
     else:
         names = [f"--{_dashed(name)}"] if words["flag"] or plain is not bool else []
         about = typer.Option(*names, help=field.description)
+    if default is None:
+        plain = plain | None
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[plain, about]
     )
