@@ -99,6 +99,17 @@ def test_a_row_goes_to_the_next_before_the_longest_is_done(worker):
     assert sum(map(len, texts)) == 84 and worker.batcher.steps <= 62
 
 
+def test_a_step_looks_at_no_place_that_no_text_has_filled():
+    "A context of 64, and steps that see as many positions as the longest text of the moment has."
+    model, ends = small(), []
+    layer = model.layers[0].attention
+    layer.register_forward_pre_hook(lambda _, args: ends.append(args[3].end))
+    batcher = Batcher(model, rows=3)
+    for job in (Job([1] * 40, 3, seed=0), Job([1], 9, seed=0)): batcher.submit(job)
+    while not batcher.is_idle(): batcher.step()
+    assert ends == [40, 1, 41, 42, 4, 5, 6, 7, 8, 9]  # two prompts; two steps with the long text; the rest without
+
+
 class Unturned(Attention):
     def forward(self, x, rotary, mask=None, cache=None):
         still = torch.zeros_like(rotary)
