@@ -25,11 +25,13 @@ import typer
 from _shared import in_turns, litgpt_twin, machine, markdown, ratio, transformers_twin
 from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig
-from llama_course.quantization import has_kernels, load_quantized
+from llama_course.quantization import has_kernels
 from llama_course.rope import adjacent_to_half
 from llama_course.support.errors import UserError
 from llama_course.serving import bandwidth, step_bytes
-from llama_course.formats import load_weights, need, save_hugging_face
+from llama_course.files.hugging_face import save_hugging_face
+from llama_course.files.load import load_model, load_quantized
+from llama_course.support.optional import need
 from quantized import apart, llama_cpp, smollm
 
 PROMPT = [1, 400, 33, 1025, 77, 8, 900, 61]
@@ -165,7 +167,7 @@ def main(size: str = "pocket", dtype: str = "float32", rounds: int = 7, tokens: 
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype)
     if kind is None or size not in ("pocket", "smollm"): raise UserError("--size pocket or smollm; float32 or bfloat16.")
     if size == "smollm":
-        model = load_weights(smollm(), kind)
+        model = load_model(smollm(), kind)
     else: model = pocket().to(kind)
     with tempfile.TemporaryDirectory() as name:
         ways, skipped = contestants(model, Path(name), tokens)

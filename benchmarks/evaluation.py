@@ -22,7 +22,7 @@ from _shared import in_turns, machine, markdown, ratio
 from llama_course.tasks.lm_eval import score_pairs, transformers_lm
 from llama_course.model import Llama, LlamaConfig
 from llama_course.support.errors import UserError
-from llama_course.formats import load_pair, load_tokenizer
+from llama_course.files.load import load, load_tokenizer
 from quantized import smollm
 
 WORDS = """water stone river light paper engine garden winter letter music market window doctor silver planet bridge
@@ -87,7 +87,7 @@ def fastest_batch(lm, pairs: list[tuple], sizes: list[int]) -> int:
 def contestants(size: str):
     "Our model with its tokenizer, and lm-eval's."
     path = smollm()
-    if size == "smollm": model, tokenizer = load_pair(path, torch.float32)
+    if size == "smollm": model, tokenizer = load(path, torch.float32)
     else:
         torch.manual_seed(0)
         tokenizer = load_tokenizer(path)

@@ -20,9 +20,11 @@ import typer
 
 from _shared import in_turns, machine, markdown, ratio
 from llama_course.generation import generate
-from llama_course.quantization import load_quantized, packed_bytes
+from llama_course.quantization import packed_bytes
 from llama_course.support.errors import UserError
-from llama_course.formats import load_tokenizer, load_weights, need, read_gguf_header
+from llama_course.files.load import load_model, load_quantized, load_tokenizer
+from llama_course.formats import read_gguf_header
+from llama_course.support.optional import need
 
 PROMPT = "The history of the alphabet begins"
 
@@ -124,7 +126,7 @@ def bandwidth() -> float:
 def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, "--json")):
     path = smollm()
     encode = load_tokenizer(path).encode
-    ids, model = encode(PROMPT), load_weights(path, torch.float32)
+    ids, model = encode(PROMPT), load_model(path, torch.float32)
     config, speakers, sizes = model.config, {}, {"float32": 4 * sum(p.numel() for p in model.parameters())}
     say = lambda model: lambda ids, n: list(generate(model, ids, n, temperature=0))
     speakers["float32"] = say(model)

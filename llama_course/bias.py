@@ -34,7 +34,7 @@ from .likelihood import (
     OWN, Choose, Likelihood, Question, Task, Write, file_rows, in_total, register, table)
 from .generation import generate_batch
 from .support.errors import UserError
-from .formats import need
+from .support.optional import need
 
 # %% ../nbs/28_bias.ipynb #c008
 @dataclass(frozen=True)

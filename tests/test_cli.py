@@ -12,7 +12,8 @@ import time
 import pytest
 import torch
 
-from llama_course.command import cli, doctor, speak
+from llama_course.command import cli, doctor
+from llama_course.files import load as files
 from llama_course.launch.demo import FORMAT
 from llama_course.model import Llama, LlamaConfig
 from llama_course.support.disk import fingerprint, write_json
@@ -97,9 +98,9 @@ def test_generate(run, call):
 
 def test_generate_from_packed_weights(run, call, monkeypatch):
     words = ["generate", "--run", run, "--temperature", 0, "--tokens", 8, "To be"]
-    load, asked = speak.load_quantized, []
+    packed, asked = files.quantized_model, []
     monkeypatch.setattr(
-        speak, "load_quantized", lambda path, bits: asked.append(bits) or load(path, bits)
+        files, "quantized_model", lambda path, bits: asked.append(bits) or packed(path, bits)
     )
     assert call(*words, "--bits", 32) == call(*words)
     status, out, err = call(*words, "--bits", 8)

@@ -26,7 +26,8 @@ from llama_course.support.errors import UserError
 from llama_course.support.disk import fingerprint
 from llama_course.tokenizer import Tokenizer
 from llama_course.training import Recipe
-from llama_course.formats import load_pair, load_tokenizer, read_checkpoint, save_hugging_face
+from llama_course.files.hugging_face import save_hugging_face
+from llama_course.files.load import load, load_tokenizer, read_checkpoint
 
 SHAPE = LlamaConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, hidden_dim=64, max_seq_len=96)
 
@@ -239,7 +240,7 @@ def test_it_learns_and_others_can_use_it(home, undisturbed):
     losses = [loss for loss, _ in lines(undisturbed)]
     assert len(losses) == 16 and losses[-1] < 0.9 * losses[0]
     assert not (undisturbed / "checkpoints").exists()
-    model, tokenizer = load_pair(undisturbed)
+    model, tokenizer = load(undisturbed)
     assert tokenizer.encode_chat([{"role": "user", "content": "Copy a"}]) == tokenizer.encode("Copy a\nAnswer:", bos=True)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), Llama.load(home / "start").parameters()))
     before = lines(undisturbed)
@@ -343,7 +344,7 @@ def test_a_tokenizer_of_another_model_is_refused(home, undisturbed, tmp_path):
     own = (undisturbed / "tokenizer.model").read_bytes()
     try:
         (undisturbed / "tokenizer.model").write_bytes((tmp_path / "tokenizer.model").read_bytes())
-        with pytest.raises(UserError, match="is not the tokenizer"): load_pair(undisturbed)
+        with pytest.raises(UserError, match="is not the tokenizer"): load(undisturbed)
     finally: (undisturbed / "tokenizer.model").write_bytes(own)
 
 

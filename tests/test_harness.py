@@ -18,7 +18,8 @@ from llama_course.tasks.lm_eval import (adapter, answers_of, as_write, lm_evalua
                                   their_row, their_tasks, transformers_lm, windows, write_tasks, write_texts)
 from llama_course.model import Llama, LlamaConfig
 from llama_course.support.errors import UserError
-from llama_course.formats import load_pair, load_tokenizer, save_hugging_face
+from llama_course.files.hugging_face import save_hugging_face
+from llama_course.files.load import load, load_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("lm_eval", reason="pip install 'llama_course[eval]'")
@@ -325,7 +326,7 @@ def test_without_lm_eval_it_says_which_extra():
 
 
 def test_smollm_agrees_item_by_item(path):
-    model, tokenizer = load_pair(path, torch.float32)
+    model, tokenizer = load(path, torch.float32)
     ours, theirs = adapter()(pair=(model, tokenizer)), transformers_lm(model, tokenizer, batch_size=2)
     asked = [(context, option) for item in load_items("arc_easy", "own", limit=2)
              for context, option in ((find_task("arc_easy").ask(item, []).context, o) for o in

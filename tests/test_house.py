@@ -22,11 +22,10 @@ BACKWARDS = {"serving -> formats", "training -> fault_tolerance"}
 CIRCLES = {"fault_tolerance -> training -> fault_tolerance"}
 INSIDE = {"serving -> formats", "tasks.lm_eval -> model"}
 TWICE = set(
-    """DAMAGED FLOATS FORMAT KINDS Run Share TASKS TEMPLATES
-    Verdict Wire chat check checked choice command compare decode encode fill finetune generate
-    grade in_words is_held_out join judge load_checkpoint main memory_in_use need observe option
-    pack plan prepare product read_rows score_texts serve table tiles train
-    turned unpack Piece write flops_per_token""".split()
+    """DAMAGED FORMAT KINDS Run Share TASKS TEMPLATES Verdict Wire chat check checked choice command
+    compare decode encode finetune grade in_words is_held_out join judge main memory_in_use
+    observe option pack plan prepare read_rows score_texts table tiles train turned unpack
+    Piece write flops_per_token load""".split()
 )
 
 

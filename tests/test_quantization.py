@@ -15,10 +15,11 @@ from llama_course import quantization
 from llama_course.data import shakespeare
 from llama_course.generation import KVCache, generate
 from llama_course.model import Llama, LlamaConfig
+from llama_course.files.hugging_face import save_hugging_face
+from llama_course.files.load import load, load_quantized
 from llama_course.quantization import (
-    PackedLinear, cache_bytes, dequantize, load_quantized, pack_nibbles, packed_bytes, quantize, unpack_nibbles)
+    PackedLinear, cache_bytes, dequantize, pack_nibbles, packed_bytes, quantize, unpack_nibbles)
 from llama_course.support.errors import UserError
-from llama_course.formats import load_pair, save_hugging_face
 
 gguf = pytest.importorskip("gguf", reason="pip install 'llama_course[smollm]'")
 
@@ -186,7 +187,7 @@ def path():
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_real_model_loses_little(path, bits):
-    model, tokenizer = load_pair(path)
+    model, tokenizer = load(path)
     packed = load_quantized(path, bits)
     ids = torch.tensor([tokenizer.encode(next(iter(shakespeare())).text[3000:5500])[:256]])
     with torch.no_grad():
@@ -200,7 +201,8 @@ PEAK = r"""
 import re, sys, torch, gguf
 from pathlib import Path
 from llama_course.model import Llama, LlamaConfig
-from llama_course.quantization import load_quantized, packed_bytes
+from llama_course.files.load import load_quantized
+from llama_course.quantization import packed_bytes
 def memory(key): return 1024 * int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
 with torch.device("meta"): Llama(LlamaConfig.from_name("pocket"))
 before = memory("VmRSS")

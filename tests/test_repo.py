@@ -53,6 +53,8 @@ def copy(tmp_path_factory):
         if (ROOT / path).exists():
             shutil.copytree(ROOT / path, folder / path, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     shutil.copy(ROOT / "settings.ini", folder)
+    (folder / "llama_course").mkdir()  # of its __init__ nbdev writes the version's line alone
+    shutil.copy(ROOT / "llama_course" / "__init__.py", folder / "llama_course")
     return folder
 
 

@@ -8,7 +8,7 @@ import typer
 
 from llama_course.answers import check_programs
 from llama_course.command.output import Json, print_result
-from llama_course.formats import load_pair
+from llama_course.files.load import load
 from llama_course.likelihood import TASKS, evaluate, find_task, in_words
 from llama_course.support.errors import UserError
 from llama_course.support.options import option, options
@@ -53,7 +53,7 @@ def eval_command(
         return
     names = tasks_named(tasks)
     try:
-        pair = load_pair(model, device=how.device)
+        pair = load(model, device=how.device)
         result = evaluate(*pair, names, how.items, how.shots, how.limit, how.out, how.seed)
     except KeyboardInterrupt as stop:
         if how.out:

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from llama_course.command.output import Json, print_result
-from llama_course.formats import load_pair
+from llama_course.files.load import load
 from llama_course.launch.demo import speak
-from llama_course.quantization import load_quantized
 from llama_course.server.app import Serving, serve
 from llama_course.server.conversation import chat
 from llama_course.server.requests import Sampling
@@ -38,9 +37,7 @@ class Model:
 
     def load(self, bits: int | None = None) -> tuple[Any, Any]:
         "Model and tokenizer; with `bits`, in packed layers."
-        if bits is None:
-            return load_pair(self.path)
-        return load_pair(self.path, load=lambda checkpoint, *_: load_quantized(checkpoint, bits))
+        return load(self.path, bits=bits)
 
 
 @options

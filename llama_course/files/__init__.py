@@ -1,1 +1,1 @@
-"Files that models and runs are kept in: the run folder, and readers and writers of others' formats."
+"Files of models and runs: the run folder, readers and writers of others' formats."

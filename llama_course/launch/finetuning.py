@@ -30,8 +30,10 @@ from llama_course.support.errors import UserError
 from llama_course.support.disk import atomic_write, fingerprint, only_one, read_json, write_json
 from llama_course.tokenizer import Tokenizer
 from llama_course.training import Recipe, Step, describe, differences
-from llama_course.formats import (
-    FLOATS, Checkpoint, check_sources, load_pair, load_tokenizer, plain_chat, read_checkpoint, shapes_of)
+from llama_course.files.checkpoint import Checkpoint
+from llama_course.files.load import load_tokenizer, read_checkpoint
+from llama_course.files.tokenizers import save_tokenizer
+from llama_course.formats import plain_chat
 
 def conversation(
     row,  # one parsed line
@@ -234,25 +236,6 @@ def load_adapter(model: Llama, path) -> Llama:
     for name, t in tensors.items(): own[name].copy_(t)
     return model
 
-def save_tokenizer(tokenizer, folder) -> str:  # the fingerprint of its file
-    "Writes the tokenizer, with its chat template if there is one."
-    folder, own = Path(folder), isinstance(tokenizer, Tokenizer)
-    path = folder / ("tokenizer.model" if own else "tokenizer.json")
-    if own: content = tokenizer.path.read_bytes()
-    else:
-        import tokenizers
-
-        merges = tokenizers.Tokenizer.from_str(tokenizer._merges.to_str())
-        words = sorted(tokenizer.controls, key=tokenizer.controls.get)
-        merges.add_special_tokens([tokenizers.AddedToken(w, special=True, normalized=False) for w in words])
-        content, names = merges.to_str().encode(), {i: word for word, i in tokenizer.controls.items()}
-        write_json(folder / "tokenizer_config.json", {
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": names.get(tokenizer.bos_id),
-            "eos_token": names.get(tokenizer.eos_id), "add_bos_token": tokenizer.add_bos,
-            "chat_template": tokenizer.chat_template})
-    with atomic_write(path) as file: file.write(content)
-    return fingerprint(path)
-
 @dataclass(frozen=True)
 class Settings:
     "What a finetuning is told."
@@ -386,14 +369,13 @@ def tune(s: Settings, checkpoint: Checkpoint, tokenizer, template, rows: Rows, n
         saver = ShardedSaver(out / "checkpoints", step_of, identity)
         go_on(step_of, saver, saver.load(), ranks, rows, out, s.save_every, s.non_finite, s.tensorboard)
         if s.lora: save_adapter(model, out)
-        kind = checkpoint.sources["tok_embeddings.weight"].pieces[0].kind
-        save_whole(merged(model), checkpoint.config, out, FLOATS.get(kind, torch.float32))
+        save_whole(merged(model), checkpoint.config, out, checkpoint.dtype)
         if is_first: shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 def finetune(s: Settings) -> dict:  # what was learnt from, and the loss at both ends
     "Finetunes on the ranks that there are; the same call goes on. Raises `UserError`, `Stopped`."
     checkpoint, about = read_checkpoint(s.weights), Path(s.weights) / "run.json"
-    check_sources(checkpoint, shapes_of(checkpoint.config))
+    checkpoint.check()
     s = replace(s, seq_len=s.seq_len or min(512, checkpoint.config.max_seq_len))
     if s.seq_len > (longest := checkpoint.config.max_seq_len):
         raise UserError(f"--seq-len {s.seq_len}: the longest context of {s.weights} is {longest}.")

@@ -15,7 +15,8 @@ from llama_course.likelihood import (ROWS, Choose, Write, batches, chance, find_
 from llama_course.model import Llama
 from llama_course.support.errors import UserError
 from llama_course.support.disk import atomic_write
-from llama_course.formats import load_pair, need
+from llama_course.files.load import load
+from llama_course.support.optional import need
 
 def score_pairs(
     model: Llama,
@@ -120,7 +121,7 @@ def open_pair(path, device=None) -> tuple:
     "Model and tokenizer of a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's."
     if path is None: raise UserError("no model: say --model_args path=FILE_OR_FOLDER.")
     if not device or not torch.cuda.is_available(): device = "cpu"  # lm-eval's command says cuda:0 unasked
-    return load_pair(path, device=device)
+    return load(path, device=device)
 
 def command():
     "lm-eval's own command line, in which `--model llama_course` is known."

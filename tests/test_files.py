@@ -15,17 +15,20 @@ import torch
 import transformers
 from hypothesis import given, settings, strategies as st
 
-from llama_course import formats as weights
+from llama_course.files import hugging_face
+from llama_course.files.gguf import gguf_header, gguf_name
+from llama_course.files.hugging_face import save_hugging_face
+from llama_course.files.load import load, load_model, load_tokenizer, read_checkpoint
+from llama_course.formats import StoredTensor, cut_dimension
 from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings
 from llama_course.rope import half_to_adjacent
 from llama_course.support.errors import UserError
 from llama_course.support.disk import read_json, write_json
-from llama_course.formats import (
-    cut_dimension, load_pair, load_tokenizer, load_weights, read_checkpoint, read_gguf_header, save_hugging_face)
 
 gguf = pytest.importorskip("gguf", reason="pip install 'llama_course[smollm]'")
 transformers.utils.logging.disable_progress_bar()
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = LlamaConfig(64, 2, 8, vocab_size=96, hidden_dim=512, norm_eps=1e-3, rope_theta=300.0)
 TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(3))
 
@@ -70,12 +73,12 @@ def write_release(model, folder, n, embedding=1, **more):
 def test_a_release_of_any_number_of_files_is_the_model_it_was_cut_from(tmp_path, n, embedding):
     model = shaken()
     write_release(model, tmp_path / "m", n, embedding)
-    again = load_weights(tmp_path / "m")
+    again = load_model(tmp_path / "m")
     assert again.config == LlamaConfig(**vars(model.config) | {"max_seq_len": 2048})
     assert again.norm.weight.dtype == torch.float16 and again.training is False
     for (name, ours), theirs in zip(again.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
-    assert torch.equal(logits(load_weights(tmp_path / "m", torch.float32)), logits(model.float()))
+    assert torch.equal(logits(load_model(tmp_path / "m", torch.float32)), logits(model.float()))
 
 
 class Evil:
@@ -86,7 +89,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = write_release(shaken(), tmp_path / "m", 2)
     torch.save({"norm.weight": Evil()}, folder / "consolidated.01.pth")
-    with refused("consolidated.01.pth", "mkdir", "not opened"): load_weights(folder)
+    with refused("consolidated.01.pth", "mkdir", "not opened"): load_model(folder)
     assert not Path("executed").exists()
 
 
@@ -119,7 +122,7 @@ WQ = "layers.1.attention.wq.weight"
 def test_what_is_wrong_with_a_release_is_said_by_name(tmp_path, spoil, words):
     folder = write_release(shaken(), tmp_path / "m", 4)
     spoil(folder)
-    with refused(*words): load_weights(folder)
+    with refused(*words): load_model(folder)
 
 
 # Hugging Face
@@ -135,18 +138,18 @@ def test_out_to_hugging_face_and_back(tmp_path, tie, size):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     torch.testing.assert_close(logits(theirs), logits(model), atol=1e-5, rtol=1e-5)
     theirs.save_pretrained(tmp_path / "n", max_shard_size="300KB" if size < 1e9 else "1GB")
-    again = load_weights(tmp_path / "n")
+    again = load_model(tmp_path / "n")
     assert again.config == model.config
     assert all(torch.equal(ours, theirs) for ours, theirs in
                zip(again.state_dict().values(), model.state_dict().values(), strict=True))
-    assert load_weights(tmp_path / "n", torch.bfloat16).norm.weight.dtype == torch.bfloat16
+    assert load_model(tmp_path / "n", torch.bfloat16).norm.weight.dtype == torch.bfloat16
 
 
 def test_a_folder_that_is_in_use_is_not_written_to(tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with refused("not empty"): save_hugging_face(shaken(), tmp_path / "full")
-    monkeypatch.setattr(weights, "write_json", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(hugging_face, "write_json", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
     with refused("No space left"): save_hugging_face(shaken(), tmp_path / "new")
     assert os.listdir(tmp_path) == ["full"]
 
@@ -188,14 +191,14 @@ UP = "model.layers.1.mlp.up_proj.weight"
 def test_what_is_wrong_with_a_folder_is_said_by_name(tmp_path, spoil, words):
     save_hugging_face(shaken(), folder := tmp_path / "m")
     spoil(folder)
-    with refused(*words): load_weights(folder)
+    with refused(*words): load_model(folder)
 
 
 def test_nothing_is_read_before_all_is_known_to_fit(tmp_path, monkeypatch):
     save_hugging_face(shaken(), folder := tmp_path / "m")
     change_tensors(folder, lambda t: t | {"model.norm.weight": torch.ones(3)})  # the last that is looked at
-    monkeypatch.setattr(weights, "read_rows", lambda stored: pytest.fail("a tensor was read"))
-    with refused("model.norm.weight"): load_weights(folder)
+    monkeypatch.setattr(StoredTensor, "blocks", lambda stored, n=1: pytest.fail("a tensor was read"))
+    with refused("model.norm.weight"): load_model(folder)
 
 
 # GGUF
@@ -227,7 +230,7 @@ def write_gguf(path, model, kind="F32", changes=(), leave=(), **extra):
     for name, t in model.state_dict().items():
         if name == "output.weight" and c.tie_embeddings or name in leave: continue
         kind_here = "F32" if t.dim() == 1 else kind
-        writer.add_tensor(weights.gguf_name(name), encoded(t, kind_here),
+        writer.add_tensor(gguf_name(name), encoded(t, kind_here),
                           raw_dtype=gguf.GGMLQuantizationType[kind_here])
     writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
     return path
@@ -236,10 +239,10 @@ def write_gguf(path, model, kind="F32", changes=(), leave=(), **extra):
 @pytest.mark.parametrize("kind", "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q4_K Q6_K Q5_K".split())
 def test_every_kind_is_what_the_package_decodes(tmp_path, kind):
     path = write_gguf(tmp_path / "m.gguf", shaken(WIDE), kind)
-    ours = load_weights(path, torch.float32).state_dict()
+    ours = load_model(path, torch.float32).state_dict()
     assert read_checkpoint(path).config == WIDE
     for t in gguf.GGUFReader(path).tensors:
-        name = next(name for name in ours if weights.gguf_name(name) == t.name)
+        name = next(name for name in ours if gguf_name(name) == t.name)
         theirs = torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).copy())
         assert torch.equal(ours[name], theirs.view(ours[name].shape)), name
         assert ours[name].isfinite().all()
@@ -249,7 +252,7 @@ def test_every_kind_is_what_the_package_decodes(tmp_path, kind):
 def test_rows_of_a_gguf_file_are_not_turned(tmp_path, tie):
     model = shaken(LlamaConfig(**vars(WIDE) | {"tie_embeddings": tie}))
     path = write_gguf(tmp_path / "m.gguf", model)
-    assert torch.equal(logits(load_weights(path)), logits(model))
+    assert torch.equal(logits(load_model(path)), logits(model))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf")
     torch.testing.assert_close(logits(theirs), logits(model), atol=1e-4, rtol=1e-4)
 
@@ -265,7 +268,7 @@ TYPE = gguf.GGUFValueType
     (dict(leave=("layers.1.ffn_norm.weight",)), ["blk.1.ffn_norm.weight"]),
 ])
 def test_what_is_wrong_with_a_gguf_file_is_said_by_name(tmp_path, extra, words):
-    with refused("m.gguf", *words): load_weights(write_gguf(tmp_path / "m.gguf", shaken(WIDE), **extra))
+    with refused("m.gguf", *words): load_model(write_gguf(tmp_path / "m.gguf", shaken(WIDE), **extra))
 
 
 def test_damaged_gguf_files_end_in_one_line(tmp_path):
@@ -279,7 +282,7 @@ def test_damaged_gguf_files_end_in_one_line(tmp_path):
         damaged.append(bytes(copy))
     for content in damaged:
         path.write_bytes(content)
-        try: read_checkpoint(path) and load_weights(path)
+        try: read_checkpoint(path) and load_model(path)
         except UserError as error: refusals += 1; assert "\n" not in str(error)
     assert refusals > 100
 
@@ -289,7 +292,7 @@ def test_header_sizes_are_never_believed(tmp_path):
     for counts in ((2**63, 0), (0, 2**63), (1, 1)):
         path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"".join(n.to_bytes(8, "little") for n in counts)
                          + (2**62).to_bytes(8, "little") + b"x" * 64)
-        with refused("truncated"): read_gguf_header(path)
+        with refused("truncated"): gguf_header(path)
 
 
 # The real model
@@ -302,7 +305,7 @@ def path():
 
 
 @pytest.fixture(scope="module")
-def pair(path): return load_pair(path)
+def pair(path): return load(path)
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +387,7 @@ def test_a_tokenizer_of_a_hugging_face_folder(pair, reference, tmp_path):
     assert tokenizer.encode_chat(talk) == pair[1].encode_chat(talk)
     save_hugging_face(shaken(), tmp_path / "m")
     (tmp_path / "m" / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
-    with refused("49152", "96", "vocabulary"): load_pair(tmp_path / "m")
+    with refused("49152", "96", "vocabulary"): load(tmp_path / "m")
 
 
 # Memory
@@ -394,11 +397,11 @@ import re, sys, torch
 from pathlib import Path
 import gguf
 from llama_course.model import Llama, LlamaConfig
-from llama_course.formats import load_weights
+from llama_course.files.load import load_model
 def memory(key): return 1024 * int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
 with torch.device("meta"): Llama(LlamaConfig.from_name("pocket"))
 before = memory("VmRSS")
-model = load_weights(sys.argv[1], getattr(torch, sys.argv[2]))
+model = load_model(sys.argv[1], getattr(torch, sys.argv[2]))
 print((memory("VmHWM") - before) / sum(p.nbytes for p in model.parameters()))
 """
 
@@ -409,7 +412,7 @@ print((memory("VmHWM") - before) / sum(p.nbytes for p in model.parameters()))
 def test_loading_needs_little_more_than_the_weights(pair, path, tmp_path_factory, form, dtype):
     model, folder = pair[0], tmp_path_factory.getbasetemp() / form
     if form == "hf" and not folder.exists():
-        save_hugging_face(load_weights(path, torch.float16), folder, 1e8)
+        save_hugging_face(load_model(path, torch.float16), folder, 1e8)
     if form == "meta" and not folder.exists():
         torch.manual_seed(0)
         write_release(Llama(LlamaConfig(768, 10, 12, vocab_size=8000)), folder, 2, multiple_of=256)
@@ -424,7 +427,7 @@ def test_a_missing_package_is_named(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refused("tokenizers", "llama_course[smollm]"): load_tokenizer(path)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with refused("gguf", "llama_course[smollm]"): load_weights(path)
+    with refused("gguf", "llama_course[smollm]"): load_model(path)
 
 
 def test_the_command_speaks_with_weights_of_others(path, tmp_path):
@@ -498,3 +501,26 @@ def test_control_pieces_come_from_no_text(pieces):
 def test_pieces_that_are_no_tokenizer_are_refused(pieces, tmp_path, changes, words):
     source = pieces[2].parent / "tokenizer.model"
     with refused(*words): load_tokenizer(write_tokenizer(tmp_path / "t.gguf", source, **changes))
+
+
+# ---- the package
+
+
+def test_the_package_offers_its_names_without_importing_torch():
+    code = """
+import sys, llama_course
+assert "torch" not in sys.modules
+assert {"Llama", "LlamaConfig", "Tokenizer", "train", "generate", "load"} <= set(dir(llama_course))
+print(llama_course.__version__, llama_course.Tokenizer.__module__, "torch" in sys.modules)
+from llama_course import *
+for name in llama_course.__all__: globals()[name]
+print(load.__module__, llama_course.load is load, train.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    version = re.search(r"^version = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1]
+    assert done.stdout.splitlines() == [
+        f"{version} llama_course.tokenizer False",
+        "llama_course.files.load True llama_course.training",
+    ]
+    with pytest.raises(ImportError, match="tokenizer_"):
+        exec("from llama_course import tokenizer_")

@@ -1,0 +1,151 @@
+"Hugging Face's folders, read and written: config.json, and model.safetensors or several files."
+
+import os
+import shutil
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llama_course.files.checkpoint import Checkpoint, config_from, named_sources
+from llama_course.formats import StoredTensor, read_safetensors_table
+from llama_course.model import Llama, LlamaConfig, hugging_face_settings, to_hugging_face
+from llama_course.support.disk import read_json, write_json
+from llama_course.support.errors import UserError, disk_errors
+
+
+def safetensors_table(
+    path: Path,
+) -> dict[str, StoredTensor]:
+    "The tensors of a safetensors file. Raises `UserError` if it is damaged."
+    try:
+        with safe_open(path, "pt"):  # looks at the table, and at the length of the file
+            return read_safetensors_table(path)
+    except (SafetensorError, struct.error) as error:
+        raise UserError(
+            f"{path} is truncated or not a safetensors file ({error}): fetch it again."
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+
+
+def hugging_face_config(
+    settings: dict,  # of config.json
+    path: Path,
+) -> LlamaConfig:
+    "The configuration in a config.json. Raises `UserError` for what this LLaMA does not compute."
+    kind = settings.get("model_type")
+    if kind != "llama":
+        raise UserError(f"{path} is of the architecture {kind!r}: only 'llama' is read.")
+    rope = (settings.get("rope_parameters") or {}) | (settings.get("rope_scaling") or {})
+    odd = {
+        "rope scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "biases": settings.get("attention_bias") or settings.get("mlp_bias"),
+        "its activation": settings.get("hidden_act", "silu") != "silu",
+    }
+    for what, is_odd in odd.items():
+        if is_odd:
+            raise UserError(f"{path}: {what} is not supported.")
+    ours = hugging_face_settings(
+        SimpleNamespace(**{f: f for f in LlamaConfig.__dataclass_fields__})
+    )
+    known = {
+        field: settings[theirs]
+        for theirs, field in ours.items()
+        if settings.get(theirs) is not None
+    }
+    known.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+    if missing := {"dim", "n_layers", "n_heads", "vocab_size", "hidden_dim"} - known.keys():
+        raise UserError(f"{path} does not say {', '.join(sorted(missing))}: it is incomplete.")
+    config = config_from(path, **known)
+    if settings.get("head_dim") not in (None, config.head_dim):
+        width = settings["head_dim"]
+        raise UserError(f"{path}: heads of {width}, not {config.head_dim}, are not supported.")
+    return config
+
+
+def read_hugging_face(
+    folder: Path,
+) -> Checkpoint:
+    "The model in the folder. Raises `UserError` if a file is missing, damaged, or no LLaMA's."
+    index = folder / "model.safetensors.index.json"
+    config = hugging_face_config(read_json(folder / "config.json"), folder / "config.json")
+    files = ["model.safetensors"]
+    if index.is_file():
+        files = sorted(set(read_json(index).get("weight_map", {}).values()))
+    table: dict[str, StoredTensor] = {}
+    for file in files:
+        if Path(file).name != file:
+            raise UserError(f"{index} leads out of its folder, to {file}: not read.")
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} has no {file}: fetch it.")
+        table |= safetensors_table(folder / file)
+    with torch.device("meta"):
+        state = Llama(config).state_dict()
+    names = dict(zip(state, to_hugging_face(state, config)))
+    return named_sources(folder, config, table, names, turned=True)
+
+
+def save_hugging_face(
+    model: Llama,
+    folder: Path | str,  # must not exist, or be empty
+    max_file_bytes: float = 5e9,  # more goes into several files with an index
+) -> None:
+    "Writes what `LlamaForCausalLM.from_pretrained` reads, whole or not at all."
+    folder = Path(folder)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: choose another folder.")
+    state = {name: t.detach() for name, t in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del state["output.weight"]
+    about = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "dtype": str(model.norm.weight.dtype).removeprefix("torch."),
+    }
+    try:
+        with disk_errors(folder):
+            beside.mkdir(parents=True)
+            _write_tensors(state, model.config, beside, max_file_bytes)
+            write_json(beside / "config.json", about | hugging_face_settings(model.config))
+            if folder.exists():
+                folder.rmdir()
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_tensors(
+    state: dict[str, Tensor], config: LlamaConfig, folder: Path, max_file_bytes: float
+) -> None:
+    "The tensors in files of at most so many bytes, and the index if there are several."
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, t in state.items():
+        if groups[-1] and size + t.nbytes > max_file_bytes:
+            groups, size = [*groups, []], 0
+        groups[-1].append(name)
+        size += t.nbytes
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(groups, 1):
+        file = (
+            f"model-{i:05}-of-{len(groups):05}.safetensors"
+            if len(groups) > 1
+            else "model.safetensors"
+        )
+        tensors = to_hugging_face({name: state[name] for name in names}, config)
+        contiguous = {name: t.contiguous() for name, t in tensors.items()}
+        safetensors.torch.save_file(contiguous, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(groups) > 1:
+        total = sum(t.nbytes for t in state.values())
+        write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )

@@ -1,0 +1,115 @@
+"One function for all weights: a run folder, a GGUF file, a folder of Meta's or Hugging Face's."
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from llama_course.files.checkpoint import Checkpoint, named_sources
+from llama_course.files.gguf import read_gguf
+from llama_course.files.hugging_face import read_hugging_face, safetensors_table
+from llama_course.files.meta import read_meta
+from llama_course.files.quantized import quantized_model
+from llama_course.files.tokenizers import ByteLevelTokenizer, tokenizer_of_gguf, tokenizer_of_json
+from llama_course.formats import plain_chat, tensor_shapes
+from llama_course.model import FORMAT, Llama, read_config
+from llama_course.support.disk import fingerprint, read_json
+from llama_course.support.errors import UserError
+from llama_course.tokenizer import Tokenizer
+
+
+def load(
+    path: Path | str,  # a run folder, a GGUF file, or a folder of Meta's or Hugging Face's
+    dtype: torch.dtype | None = None,  # None: that of the file, or float32 where it has blocks
+    device: torch.device | str = "cpu",
+    bits: int | None = None,  # 8 or 4: quantized; 16 or 32: plain numbers, by the same fast kernels
+) -> tuple[Llama, Tokenizer | ByteLevelTokenizer]:
+    "Model and tokenizer. Raises `UserError`, and has read no weights, if they do not fit together."
+    checkpoint, tokenizer = read_checkpoint(path), load_tokenizer(path)
+    if (about := Path(path) / "run.json").is_file():
+        as_trained(tokenizer, read_json(about))
+    found, wanted = tokenizer.vocab_size, checkpoint.config.vocab_size
+    if found != wanted:
+        raise UserError(
+            f"{tokenizer.path} is not the tokenizer of this model: it has {found} tokens, the"
+            f" model's vocabulary {wanted}."
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # of many kinds
+        raise UserError(
+            f"the device {device} cannot be used: {str(error).splitlines()[0]}"
+        ) from None
+    model = checkpoint.load(dtype, device) if bits is None else quantized_model(checkpoint, bits)
+    return model, tokenizer
+
+
+def load_model(
+    path: Path | str,  # as of `load`
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Llama:
+    "The model alone. Raises `UserError`, and has taken no memory, if anything is wrong."
+    return read_checkpoint(path).load(dtype, device)
+
+
+def load_quantized(
+    path: Path | str,  # as of `load`
+    bits: int = 8,  # or 4; 16 and 32 keep the numbers, as bfloat16 and float32
+) -> Llama:
+    "The model, packed as it is read: the memory at its peak is that of the result."
+    return quantized_model(read_checkpoint(path), bits)
+
+
+def load_tokenizer(
+    path: Path | str,  # as of `load`
+) -> Tokenizer | ByteLevelTokenizer:
+    "The tokenizer that belongs to the weights."
+    path = Path(path)
+    if path.is_dir() and (path / "tokenizer.model").is_file():
+        return Tokenizer.load(path / "tokenizer.model")
+    return tokenizer_of_json(path) if path.is_dir() else tokenizer_of_gguf(path)
+
+
+def read_checkpoint(
+    path: Path | str,  # as of `load`
+) -> Checkpoint:
+    "What is there, without reading a tensor. Raises `UserError` if it is none of the four."
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: check the path.")
+    if path.is_file():
+        return read_gguf(path)
+    if (path / "params.json").is_file():
+        return read_meta(path)
+    about = read_json(path / "config.json") if (path / "config.json").is_file() else None
+    if (path / "run.json").is_file() or isinstance(about, dict) and about.get("format") == FORMAT:
+        return _read_run(path)
+    if about is not None:
+        return read_hugging_face(path)
+    raise UserError(
+        f"{path} has neither params.json (Meta) nor config.json (Hugging Face): nothing to load."
+    )
+
+
+def _read_run(folder: Path) -> Checkpoint:
+    "Where a run's tensors are. Raises `UserError` if it is not finished, or altered."
+    if (about := folder / "run.json").is_file() and not isinstance(read_json(about), dict):
+        raise UserError(f"{about} is damaged: restore it.")
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} is not finished: go on with the command that began it.")
+    config, table = read_config(folder), safetensors_table(folder / "model.safetensors")
+    return named_sources(folder, config, table, {name: name for name in tensor_shapes(config)})
+
+
+def as_trained(
+    tokenizer,
+    about: dict,  # what run.json says
+) -> None:
+    "Makes a run's tokenizer ask as in training. Raises `UserError` if it is that of another run."
+    if fingerprint(tokenizer.path) != about.get("tokenizer"):
+        raise UserError(
+            f"{tokenizer.path} is not the tokenizer that the model was trained with: restore it."
+        )
+    if about.get("template") == "plain":
+        tokenizer.chat_template, tokenizer.encode_chat = "plain", partial(plain_chat, tokenizer)
