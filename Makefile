@@ -70,5 +70,5 @@ generate: $(READY)
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_clean --fname solutions
 	$(BIN)/nbdev_export
-	$(BIN)/python -c 'from llama_course.classroom.grading import generate_exercises as g; g("solutions", "exercises")'
+	$(BIN)/python -c 'from llama_course.classroom.generate import generate_exercises as g; g("solutions", "exercises")'
 	$(BIN)/python docs/readme.py

@@ -4,12 +4,14 @@ import ast
 import dataclasses
 import functools
 import json
+import math
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import nbformat
@@ -19,10 +21,18 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama import modeling_llama as hf
 
-from llama_course.classroom import grading, worker
-from llama_course.classroom.grading import (
-    LOOKS, Limits, Observation, UserError, check, find_exercise, generate_exercises, grade, gradescope, hint,
-    load_exercises, misfit, observe, tolerance)
+import llama_course.classroom
+from llama_course.classroom import check, compare, hint, judge, notebooks, observe, protocol, supervisor, worker
+from llama_course.classroom.compare import misfit, tolerance
+from llama_course.classroom.exercise import LOOKS, find_exercise, load_exercises
+from llama_course.classroom.generate import generate_exercises
+from llama_course.classroom.grade import grade, gradescope
+from llama_course.classroom.observation import Observation
+from llama_course.classroom.protocol import CellReply, ForeignMessage, NamesReply, ObservationReply
+from llama_course.classroom.report import Report
+from llama_course.classroom.supervisor import Limits
+from llama_course.support.errors import UserError
+from llama_course.support.fence import ForkServer
 
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = dict(load_exercises())
@@ -294,7 +304,7 @@ def test_a_lenient_judge_would_be_noticed(monkeypatch):
     mistakes = {mistake.name: mistake.answer for mistake in EXERCISES["rms_norm"].mistakes}
     answer = mistakes["the scale is cut off from the graph"]
     assert check(answer, "rms_norm").points == 4
-    monkeypatch.setattr(grading, "tolerance", lambda want, dtype, factor: torch.full_like(want, torch.inf))
+    monkeypatch.setattr(compare, "tolerance", lambda want, dtype, factor: torch.full_like(want, torch.inf))
     assert check(answer, "rms_norm").passed
 
 
@@ -382,15 +392,15 @@ for fd in range(3, 200):
     return a""", "", 0),
     "answer raises SystemExit": ("def rms_norm(x, weight, eps): raise SystemExit('10 of 10')", "", 0),
     "prints success": (WRONG, "print('rms_norm: 10 of 10 points', '{\"points\": 10, \"passed\": true}')", 0),
-    "overwrites check": ("""from llama_course.classroom import grading
-grading.check = lambda f: 10""", WRONG + "check = grading.check", 0),
-    "patches the judge": ("""from llama_course.classroom import grading as g
-g.judge = g.misfit = g._find_fault = g._value_fault = lambda *a, **k: ''""", WRONG, 0),
-    "patches observe": ("""from llama_course.classroom import grading as g, worker as w
-g.observe = w._observed = w._serve = lambda *a, **k: ({'error': ''}, {})""", WRONG, 0),
-    "patches the channel": ("""from llama_course.classroom import worker as w
-w._send = w._receive = w._pack = w._unpack = w.Served = None""", NORM, 10),
-    "patches the exercise": ("""from llama_course.classroom.grading import EXERCISES
+    "overwrites check": ("""from llama_course.classroom import learner
+learner.check = lambda f: 10""", WRONG + "check = learner.check", 0),
+    "patches the judge": ("""from llama_course.classroom import compare, judge as j
+j.judge = compare.misfit = j.find_fault = j.value_fault = lambda *a, **k: ''""", WRONG, 0),
+    "patches observe": ("""from llama_course.classroom import observation as o, worker as w
+o.observe = w.answers = lambda *a, **k: ({'error': ''}, {})""", WRONG, 0),
+    "patches the channel": ("""from llama_course.classroom import protocol as p, worker as w
+p.send = p.receive = p.pack = p.unpack = w.run_cell = None""", NORM, 10),
+    "patches the exercise": ("""from llama_course.classroom.exercise import EXERCISES
 task = EXERCISES['rms_norm']
 task.truth, task.make_cases, task.factor = (lambda x, weight, eps: x), (lambda seed: []), 1e9""", WRONG, 0),
     "patches torch": ("""import torch, torch.nn.functional as F
@@ -417,7 +427,7 @@ torch.set_default_dtype(torch.float64)""", 10),
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_notebook_scores_what_its_answers_are_worth(attack, tmp_path, capfd):
     first, second, worth = ATTACKS[attack]
-    def parts(): return torch.allclose, F.rms_norm, grading.judge, EXERCISES["rms_norm"].truth
+    def parts(): return torch.allclose, F.rms_norm, judge.judge, EXERCISES["rms_norm"].truth
     before = parts()
     result = grade(write(tmp_path, first, second, BLOCK), QUICK)
     assert points(result) == {"rms_norm": worth, "lean_rms_norm": 0, "pre_norm_block": 10}, result
@@ -435,7 +445,7 @@ def answer(x, weight, eps):
     KEPT.append(x.double() * 1)
     return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)"""
     early = """import gc, torch
-from llama_course.classroom import grading
+from llama_course.classroom import observation
 from llama_course.support import ledger
 from torch.multiprocessing import reductions
 ledger.Counter.kept = lambda self, result: 0
@@ -445,10 +455,10 @@ reductions.StorageWeakRef.expired = lambda self: True
 torch.UntypedStorage.nbytes = lambda self: 0
 torch.Tensor.untyped_storage = None
 ledger.FORMULAS.clear()
-grading.observe.__code__ = (lambda *a, **k: None).__code__"""
-    late = """from llama_course.classroom import grading
+observation.observe.__code__ = (lambda *a, **k: None).__code__"""
+    late = """from llama_course.classroom import observation
 def lean_rms_norm(*a):
-    grading.Counter.kept = lambda *a: 0
+    observation.Counter.kept = lambda *a: 0
     return answer(*a)"""
     both = ((greedy, early, "lean_rms_norm = answer"), "saved_bytes"), ((greedy, late), "replaces")
     for sources, text in both:
@@ -474,16 +484,23 @@ def gone(marker, seconds=5):
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
+NO_FENCE = "fence.make_root = lambda f: seccomp.c_call('umount2', b'/nowhere', 0); "
+
+
 @pytest.fixture(params=["fenced", "without namespaces"])
 def fence(request, monkeypatch):
     "Both ways in which Linux keeps a worker: with namespaces of its own, and without, as in some containers."
     if request.param == "without namespaces":
-        start = "from llama_course.classroom import grading, worker"
-        assert start in worker._START
-        monkeypatch.setattr(worker, "_START", worker._START.replace(start, f"{start}; worker._fence = lambda home: False"))
-    worker._close_nursery()
+        real = ForkServer.command
+
+        def command(self, sock):
+            *rest, start = real(self, sock)
+            assert "fence.serve_forks(" in start
+            return [*rest, start.replace("fence.serve_forks(", NO_FENCE + "fence.serve_forks(")]
+        monkeypatch.setattr(ForkServer, "command", command)
+    supervisor.close_fork_server()
     yield request.param == "fenced"
-    worker._close_nursery()
+    supervisor.close_fork_server()
 
 
 @linux
@@ -491,34 +508,33 @@ def test_nothing_is_left_behind(fence, tmp_path):
     "Children end with the worker, also those that left its group; a bomb is stopped; the judge lives on."
     child = ("import subprocess\nsubprocess.Popen(['sleep', '7654321'])\n"
              "subprocess.Popen(['sleep', '7654321'], start_new_session=True)")
-    bomb = "import os, time\nfor _ in range(150):\n  if os.fork() == 0: time.sleep(7654)\ntime.sleep(60)"
+    bomb = "import os, time\nfor _ in range(150):\n  os.setsid() if os.getpid() != os.getsid(0) else None\n  if os.fork() == 0: time.sleep(7654)\ntime.sleep(60)"
     parent = "import os, signal\nif os.getppid() > 1: os.kill(os.getppid(), signal.SIGKILL)"
     patient = Limits(memory=1 << 30, cell_seconds=20, call_seconds=10, total_seconds=200)  # the count ends it, not the clock
     result = grade(write(tmp_path, NORM, child, bomb, parent, BLOCK), patient)
     assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 10}, result
     assert "more than 64 processes" in str(result["notes"])
-    worker._close_nursery()
+    assert ("without a fence" in str(result["notes"])) == (not fence)
+    supervisor.close_fork_server()
     assert gone("7654321")
 
 
 @linux
 def test_files_outside_its_folder_are_safe_where_the_kernel_helps(tmp_path):
-    process = worker.Worker(QUICK, time.monotonic() + 30, tmp_path)
-    fenced = process.handle is not None
-    process.close()
-    if not fenced: pytest.skip("no namespaces here")
     precious = tmp_path / "precious.txt"
     precious.write_text("mine")
     folder = str(tmp_path).encode()
     attack = (f"open({str(precious)!r}, 'w').write('yours')", f"import os; os.remove({str(precious)!r})",
-              "from llama_course.classroom import grading; open(grading.__file__, 'a').write('# bad')",
+              "from llama_course.classroom import judge; open(judge.__file__, 'a').write('# bad')",
               f"import ctypes; assert ctypes.CDLL(None).mount(b'x', {folder!r}, b'tmpfs', 0, 0), 'mounted'",
-              f"import os; os.kill({os.getpid()}, 9)", "open('own.txt', 'w').write('this is allowed')")
+              f"import os; os.kill({os.getpid()}, 9)", "open('own.txt', 'w').write('this is allowed')",
+              f"assert open({str(precious)!r}).read() == 'mine', 'its own folder can be read'")
     result = grade(write(tmp_path, NORM, *attack), QUICK)
-    assert precious.read_text() == "mine" and points(result)["rms_norm"] == 10
     notes = str(result["notes"])
+    if "without a fence" in notes: pytest.skip("no namespaces here")
+    assert precious.read_text() == "mine" and points(result)["rms_norm"] == 10
     assert notes.count("Read-only file system") == 3 and "ProcessLookupError" in notes
-    assert "mounted" not in notes and "cell 7" not in notes
+    assert "mounted" not in notes and "cell 7" not in notes and "cell 8" not in notes
 
 
 def test_limits_are_those_that_were_asked_for(tmp_path):
@@ -532,23 +548,15 @@ def test_limits_are_those_that_were_asked_for(tmp_path):
 
 def test_workers_without_a_nursery(tmp_path, monkeypatch):
     "As on a system that cannot fork: each worker is a fresh Python."
-    monkeypatch.setattr(worker, "_hand_over", lambda sock: worker._spawn(sock, "_settle"))
+    monkeypatch.setattr(supervisor, "start_worker", lambda sock, fence, folder: supervisor.Alone(sock, folder))
     result = grade(write(tmp_path, NORM, "import os\nos._exit(0)", BLOCK), QUICK)
     assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 10}, result
-
-
-@pytest.mark.skipif(shutil.which("ps") is None, reason="no ps")
-def test_the_census_by_ps_as_on_a_mac(monkeypatch):
-    group = os.getpgid(0)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    count, held = worker._census(group)
-    assert count >= 1 and held > 1 << 26
 
 
 @linux
 def test_workers_end_with_a_judge_that_is_killed(tmp_path):
     path = write(tmp_path, NORM, "import subprocess\nsubprocess.run(['sleep', '7654322'])")
-    code = f"from llama_course.classroom.grading import grade; grade({str(path)!r})"
+    code = f"from llama_course.classroom.grade import grade; grade({str(path)!r})"
     environment = os.environ | {"TMPDIR": str(tmp_path)}  # what it leaves behind when it is killed
     judge = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
     end = time.monotonic() + 60
@@ -607,35 +615,142 @@ def test_a_folder_of_notebooks(tmp_path):
 def length(n): return n.to_bytes(8, "big")
 
 
+def framed(body, blob=b""): return length(len(body)) + length(len(blob)) + body + blob
+
+
 @pytest.mark.parametrize("data", [
-    b"x" * 40, b"\xff" * 40, length(2) + length(2) + b"{}" * 9, length(4) + length(0) + b"null",
-    length(11) + length(4) + b'{"tree": 1}\xff\xff\xff\xff', length(1 << 40) + length(0), b"",
-    length(51) + length(0) + b'{"tree": {"tensor": "0", "order": [999999999999]}}  ', length(9),
+    b"x" * 40, b"\xff" * 40, framed(b"{}" * 9), framed(b"null"), framed(b'{"tree": 1}', b"\xff" * 4),
+    length(1 << 40) + length(0), b"", length(9), framed(b'{"tree": {"is": null}}'), framed(b"[" * 99999),
+    framed(b'{"message": {}, "tree": {"tensor": ["0", [999999999999]]}}'),
+    framed(b'{"message": {}, "tree": {"is": {"a": 1}}}'), framed(b'{"message": {}, "tree": {"other": 5}}'),
+    framed(b'{"message": {}, "tree": {"dict": [[{"list": []}, {"is": 1}]]}}'),
+    framed(b'{"message": {}, "tree": {"is": null}}'), framed(b'{"message": 3, "tree": {"is": null}}'),
+    framed(b'{"message": {"note": 3, "replaced": []}, "tree": {"is": null}}'),
+    framed(b'{"message": {"note": "", "replaced": [], "more": 1}, "tree": {"is": null}}'),
 ])
 def test_a_broken_channel_is_no_danger(data):
-    "Whatever stands on the judge's socket raises an exception, which `ask` turns into WorkerDied."
+    "Whatever stands on the judge's socket is an end or a foreign message, which `ask` turns into AnswerLost."
     ours, theirs = socket.socketpair()
     theirs.sendall(data), theirs.close()
-    with ours, pytest.raises(Exception): worker._receive(ours)
+    with ours, pytest.raises((EOFError, ForeignMessage)): protocol.receive_reply(ours, CellReply)
 
 
-@pytest.mark.parametrize("seen, grads", [
-    ({"flops": "9"}, None), ({"modified": [7]}, None), ({"modified": "x"}, None), ({"error": 3}, None),
-    ({}, [1, 2]), ({}, 1)])
-def test_a_forged_observation_is_no_danger(seen, grads):
-    with pytest.raises(ValueError): grading._observation(seen, {"value": 1, "grads": grads}, 2, 1)
-    assert grading._observation({}, {"value": 1, "grads": [None]}, 2, 1) == Observation(1, [None])
+def test_what_was_sent_is_what_comes():
+    ours, theirs = socket.socketpair()
+    tree = torch.ones(2, 3).T.bfloat16(), [1, "two", None, b"3", math.nan], {"x": 0.1, 2: True}, torch
+    protocol.send(ours, {"found": ["f"], "replaced": []}, tree)
+    reply, (a, b, c, d) = protocol.receive_reply(theirs, NamesReply)
+    assert reply == NamesReply(found=["f"], replaced=[]) and a.stride() == (1, 3) and a.dtype == torch.bfloat16
+    assert b[:4] == [1, "two", None, b"3"] and math.isnan(b[4]) and c == {"x": 0.1, 2: True}
+    assert type(d).__name__ == "module" and type(d) is not type(torch)
+    with pytest.raises(ValueError): protocol.send(ours, {}, torch.zeros(protocol.LARGEST_MESSAGE // 8, dtype=torch.float64))
+
+
+SEEN = {"error": "", "modified": [], "saved_bytes": 1, "largest_tensor": 2, "flops": 3, "backward_flops": 4,
+        "collectives": {"all_reduce": [1, 8]}, "replaced": []}
+
+
+@pytest.mark.parametrize("lie", [
+    {"flops": "9"}, {"flops": -1}, {"flops": 10**300}, {"flops": 1.5}, {"flops": True}, {"modified": [7]},
+    {"modified": "x"}, {"modified": [-1]}, {"error": 3}, {"collectives": {"all_reduce": 5}}, {"collectives": {"a": [1]}},
+    {"replaced": None}, {"value": 1}, {"grads": [1, 2]}, {"grads": 1}, {"tree": 5}])
+def test_a_forged_observation_is_no_danger(lie):
+    "Nothing that a worker says is taken for an observation that it cannot be."
+    values = {"value": 1, "grads": lie.pop("grads", [None])}
+    tree = lie.pop("tree", values)
+    ours, theirs = socket.socketpair()
+    protocol.send(ours, SEEN | lie, tree)
+    with pytest.raises(ForeignMessage):
+        reply, tree = protocol.receive_reply(theirs, ObservationReply)
+        supervisor.observation(reply, tree, 2, 1)
+    protocol.send(ours, SEEN, values | {"grads": [None]})
+    seen = supervisor.observation(*protocol.receive_reply(theirs, ObservationReply), 2, 1)
+    assert seen == Observation(value=1, grads=[None], saved_bytes=1, largest_tensor=2, flops=3, backward_flops=4,
+                               collectives={"all_reduce": (1, 8)}) and seen.collective_bytes == 8
+
+
+def test_a_foreign_message_costs_only_its_own_notebook(tmp_path):
+    "C2: a cell writes a message of its own to every socket it finds."
+    forge = """import os, socket, struct
+body = BODY
+for fd in range(3, 64):
+    try: os.write(fd, struct.pack(">QQ", len(body), 0) + body)
+    except OSError: pass"""
+    (tmp_path / "all").mkdir()
+    for i, body in enumerate((b'{"tree": {"is": null}}', b'{"message": {"note": ""}, "tree": {"is": null}}')):
+        folder = tmp_path / f"f{i}"
+        folder.mkdir()
+        write(folder, forge.replace("BODY", repr(body)), NORM, BLOCK, name="forged.ipynb")
+        write(folder, "from llama_course.classroom.judges.rope import rope\nrope = rope.rights[1]", name="rope.ipynb")
+        result = grade(folder, QUICK)
+        assert points(result)["rope"] == 10 and points(result)["pre_norm_block"] == 10, result
+        assert any("wrote to the judge's own channel" in note for note in result["notes"])
+
+
+@pytest.mark.parametrize("source", ["# " + "import " * 30000, "import " * 30000 + "x", "a = " * 100000, "(" * 90000,
+                                    "x" * 10**6, " " * 10**6 + "import rope", "\n" * 10**6 + "rope = 1"])
+def test_a_long_cell_is_read_at_once(source, tmp_path):
+    "C3: time linear in what a learner writes: forty times as long takes well under four hundred times as long."
+    notebooks.defined_names(source)
+    found = notebooks.read_notebook(write(tmp_path, source)).claims
+    assert found == (["rope"] if "rope" in source else [])
+    worker.python_only(source[:50000])
+
+
+def test_names_are_found_where_they_are_defined():
+    source = """def one(x): return later
+class two: pass
+three = 3
+four, five = 4, 5
+six == 6
+from a import seven, eight as nine
+    import ten
+async def eleven(): pass
+(twelve) = 12
+"""
+    assert {"one", "two", "three", "seven", "eight", "nine", "ten"} == notebooks.defined_names(source)
+
+
+def test_cells_are_run_one_by_one():
+    module = types.ModuleType("__main__")
+    assert "left out" in worker.run_cell(module, 1, "%matplotlib inline\n!rm -rf /nothing\na = 2") and module.a == 2
+    note = worker.run_cell(module, 2, "def f():\n    return a / 0\nb = 1\nf()")
+    assert note.startswith("ZeroDivisionError") and "line 4 of cell 2" not in note and "(line 2 of cell 2)" in note
+    assert module.b == 1 and worker.run_cell(module, 3, "import sys\nsys.exit(0)").startswith("SystemExit")
+    assert not worker.run_cell(module, 4, "def g(): return 7\nwhile True: pass", whole=False) and module.g() == 7
+
+
+def test_what_was_replaced_is_put_back():
+    put_back = worker.guard([torch, torch.Tensor, torch.nn.functional])
+    torch.allclose = torch.Tensor.__le__ = lambda a, b: True
+    assert put_back() == ["torch.allclose", "Tensor.__le__"]
+    assert put_back() == [] and not torch.allclose(torch.zeros(1), torch.ones(1))
+
+
+def test_the_whole_home_is_never_readable(tmp_path, monkeypatch):
+    "A notebook that lies in the home itself can read the files beside it, but no folder and nothing hidden."
+    (tmp_path / ".netrc").write_text("s3cret"), (tmp_path / "data.csv").write_text("1"), (tmp_path / ".ssh").mkdir()
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    beside = [path for path in supervisor.readable_folders(tmp_path) if path.startswith(str(tmp_path))]
+    assert beside == [str(tmp_path / "data.csv")]
+    assert str(tmp_path / ".ssh") in supervisor.readable_folders(tmp_path / ".ssh")
+    assert not any(tmp_path.is_relative_to(path) for path in supervisor.readable_folders(tmp_path.parent))
 
 
 def test_no_pickle():
     "What a worker sends is never unpickled."
-    for module in (grading, worker):
-        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    for path in Path(llama_course.classroom.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert not imported & {"pickle", "dill", "marshal", "shelve", "multiprocessing"}
         assert not called & {"torch.load", "eval", "pickle.loads"}
-    assert "safetensors.torch.load" in called
+        assert path.stem != "protocol" or "safetensors.torch.load" in called
+
+
+def test_a_report_knows_no_arguments():
+    "A3: `where` belonged to exercises and was copied to reports, which have none."
+    assert not hasattr(Report("rms_norm", [], []), "where")
 
 
 # ---------------------------------------------------------------- formats for teachers

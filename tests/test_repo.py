@@ -65,7 +65,7 @@ def test_the_library_is_what_the_notebooks_export(copy):
 
 
 def test_the_exercises_are_what_the_solutions_generate(copy):
-    from llama_course.classroom.grading import generate_exercises
+    from llama_course.classroom.generate import generate_exercises
     generate_exercises(copy / "solutions", copy / "exercises")
     assert differences(ROOT / "exercises", copy / "exercises", ".ipynb") == [], REMEDY
 

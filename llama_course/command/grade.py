@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llama_course.classroom.grading import grade, gradescope
+from llama_course.classroom.grade import grade, gradescope
 from llama_course.command.output import Json, print_result
 
 

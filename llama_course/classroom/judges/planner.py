@@ -1,52 +1,73 @@
-"""What the judge knows of the three exercises in `exercises/19_planner.ipynb`: spoilers from here on."""
+"""What the judge knows of the three exercises in `exercises/19_planner.ipynb`. Spoilers from
+here on."""
 
 import math
 import random
 
-from llama_course.classroom.grading import Exercise
+from llama_course.classroom.exercise import Exercise
 
 GIB = 2**30
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits")
 
 memory_gib = Exercise(
-    "memory_gib", chapter="19_planner", kind="rebuild", factor=84.0,
+    "memory_gib",
+    chapter="19_planner",
+    kind="rebuild",
+    factor=84.0,
     points={"values": 6, "invariant": 4},
     hints=(
-        "16 bytes a parameter in all: 4 for its value, 4 for its gradient, 8 for the optimizer. FSDP spreads "
-        "them over the data ranks, tensor parallelism over the tensor ranks: divide by both.",
-        "Activations: layers * micro_batch * seq_len * (8 D / t + 8 D / t + 8 F / t) bytes with sequence "
-        "parallelism. Data parallelism does not divide them: each rank has its own sequences.",
-        "Without sequence parallelism the first 8 D, stream and norms, are whole on each tensor rank. "
-        "Logits: 10 bytes for each of micro_batch * seq_len * V / t. A GiB is 2**30 bytes.",
+        "16 bytes a parameter in all: 4 for its value, 4 for its gradient, 8 for the "
+        "optimizer. FSDP spreads them over the data ranks, tensor parallelism over the tensor"
+        " ranks: divide by both.",
+        "Activations: layers * micro_batch * seq_len * (8 D / t + 8 D / t + 8 F / t) bytes "
+        "with sequence parallelism. Data parallelism does not divide them: each rank has its "
+        "own sequences.",
+        "Without sequence parallelism the first 8 D, stream and norms, are whole on each "
+        "tensor rank. Logits: 10 bytes for each of micro_batch * seq_len * V / t. A GiB is "
+        "2**30 bytes.",
     ),
 )
 
+
 @memory_gib.cases
-def _(seed):
+def cases_of_memory_gib(seed):
     draw = random.Random(seed)
     for i in range(6):
         D = 128 * draw.randint(8, 64)
         L, F, V = draw.randint(8, 80), 256 * draw.randint(2, 9) + 2 * D, 1000 * draw.randint(8, 64)
-        data, tensor, micro_batch = draw.choice((3, 8, 24)), draw.choice((2, 4)), draw.choice((3, 5))
+        data, tensor, micro_batch = (
+            draw.choice((3, 8, 24)),
+            draw.choice((2, 4)),
+            draw.choice((3, 5)),
+        )
         yield D, L, F, V, data, tensor, i % 2 == 0, micro_batch, 1024 + 512 * i
+
 
 def _whole(D, L, F, V):
     "Parameters of a LLaMA of that shape."
     return 2 * V * D + L * (4 * D * D + 3 * D * F + 2 * D) + D
+
 
 @memory_gib.reference
 def needed(D, L, F, V, data, tensor, sequence, micro_batch, seq_len, spread=None):
     "By part."
     states, tokens = _whole(D, L, F, V) / (spread or data * tensor), micro_batch * seq_len
     stream = 8 * D / tensor if sequence else 8 * D
-    bytes = (4 * states, 4 * states, 8 * states, L * tokens * (stream + 8 * D / tensor + 8 * F / tensor),
-             10.0 * tokens * V / tensor)
+    bytes = (
+        4 * states,
+        4 * states,
+        8 * states,
+        L * tokens * (stream + 8 * D / tensor + 8 * F / tensor),
+        10.0 * tokens * V / tensor,
+    )
     return {part: size / GIB for part, size in zip(PARTS, bytes)}
+
 
 memory_gib.right(needed)
 
+
 @memory_gib.right
-def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
+def summed_by_matrix(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
     P = sum([V * D] * 2 + [D] + [D * D] * 4 * L + [D * F] * 3 * L + [D] * 2 * L)
     own = {"parameters": 4, "gradients": 4, "optimizer": 8}
     out = {part: size * P / data / tensor / 1024**3 for part, size in own.items()}
@@ -55,87 +76,145 @@ def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
     out["logits"] = micro_batch * seq_len * V * 10 / tensor / 1024**3
     return out
 
+
 _SHAPE = (4096, 32, 11008, 32000)
 
+
 @memory_gib.invariant("7B on one GPU: 16 bytes a parameter, 107.8 GB")
-def _(seen):
+def one_gpu_is_enough_for_7b(seen):
     parts = seen(*_SHAPE, 1, 1, True, 1, 2048).value
     return abs(sum(parts[part] for part in PARTS[:3]) * GIB / 1e9 - 107.8) < 0.05
 
-@memory_gib.invariant("more data ranks change the model states alone, more sequences the rest alone")
-def _(seen):
-    one, more, twice = (seen(*_SHAPE, data, 2, False, b, 2048).value for data, b in ((4, 1), (8, 1), (4, 2)))
+
+@memory_gib.invariant(
+    "more data ranks change the model states alone, more sequences the rest alone"
+)
+def more_data_ranks_change_the_model_states_alone(seen):
+    one, more, twice = (
+        seen(*_SHAPE, data, 2, False, b, 2048).value for data, b in ((4, 1), (8, 1), (4, 2))
+    )
     same = lambda a, b: math.isclose(a, b, rel_tol=1e-6)
     states = all(same(one[p], 2 * more[p]) and same(one[p], twice[p]) for p in PARTS[:3])
     return states and all(same(one[p], more[p]) and same(2 * one[p], twice[p]) for p in PARTS[3:])
 
+
 def _changed(change):
     "An answer that is right but for `change(parts, case) -> parts`."
+
     def answer(*case):
         return change(needed(*case), dict(zip(memory_gib.names, case)))
+
     return answer
 
+
 @memory_gib.mistake("the states are not spread over the tensor ranks", hint=1)
-def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
+def the_states_are_not_spread_over_the_tensor_ranks(
+    D, L, F, V, data, tensor, sequence, micro_batch, seq_len
+):
     "Each tensor rank holds a part of each matrix: divide by data * tensor."
     return needed(D, L, F, V, data, tensor, sequence, micro_batch, seq_len, spread=data)
 
+
 @memory_gib.mistake("the states are not spread over the data ranks", hint=1)
-def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
+def the_states_are_not_spread_over_the_data_ranks(
+    D, L, F, V, data, tensor, sequence, micro_batch, seq_len
+):
     "That is plain data parallelism; FSDP spreads the states over the data ranks as well."
     return needed(D, L, F, V, data, tensor, sequence, micro_batch, seq_len, spread=tensor)
 
-memory_gib.mistake("activations divided by the data ranks", 2,
-    "micro_batch is already the number of sequences of one data rank.",
-    _changed(lambda parts, c: parts | {"activations": parts["activations"] / c["data"]}))
-memory_gib.mistake("one layer of activations", 2,
-    "Every layer keeps its activations until the backward pass comes to it.",
-    _changed(lambda parts, c: parts | {"activations": parts["activations"] / c["L"]}))
+
+@memory_gib.mistake("activations divided by the data ranks", hint=2)
+def activations_divided_by_the_data_ranks(*case):
+    "micro_batch is already the number of sequences of one data rank."
+    return _changed(lambda parts, c: parts | {"activations": parts["activations"] / c["data"]})(
+        *case
+    )
+
+
+@memory_gib.mistake("one layer of activations", hint=2)
+def one_layer_of_activations(*case):
+    "Every layer keeps its activations until the backward pass comes to it."
+    return _changed(lambda parts, c: parts | {"activations": parts["activations"] / c["L"]})(*case)
+
 
 @memory_gib.mistake("sequence parallelism always on", hint=3)
-def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
+def sequence_parallelism_always_on(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
     "Without it, the stream and the norms are whole on every tensor rank."
     return needed(D, L, F, V, data, tensor, True, micro_batch, seq_len)
 
+
 @memory_gib.mistake("sequence parallelism always off", hint=3)
-def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
+def sequence_parallelism_always_off(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
     "With it, the stream and the norms are spread too."
     return needed(D, L, F, V, data, tensor, False, micro_batch, seq_len)
 
-memory_gib.mistake("a GiB of 10⁹ bytes", 3, "10⁹ bytes are a GB; a GiB is 2**30.",
-    lambda *case: {part: size * GIB / 1e9 for part, size in needed(*case).items()})
-memory_gib.mistake("logits whole on every tensor rank", 3,
-    "The output matrix is split by the vocabulary: each tensor rank has V / t logits.",
-    _changed(lambda parts, c: parts | {"logits": parts["logits"] * c["tensor"]}))
+
+@memory_gib.mistake("a GiB of 10⁹ bytes", hint=3)
+def a_gib_of_1e9_bytes(*case):
+    "10⁹ bytes are a GB; a GiB is 2**30."
+    return {part: size * GIB / 1e9 for part, size in needed(*case).items()}
+
+
+@memory_gib.mistake("logits whole on every tensor rank", hint=3)
+def logits_whole_on_every_tensor_rank(*case):
+    "The output matrix is split by the vocabulary: each tensor rank has V / t logits."
+    return _changed(lambda parts, c: parts | {"logits": parts["logits"] * c["tensor"]})(*case)
+
 
 @memory_gib.mistake("the matrices of the blocks alone", hint=1)
-def _(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
+def the_matrices_of_the_blocks_alone(D, L, F, V, data, tensor, sequence, micro_batch, seq_len):
     "Embedding and output have V D parameters each: 2 V D is missing."
     parts = needed(D, L, F, V, data, tensor, sequence, micro_batch, seq_len)
     share = 1 - 2 * V * D / _whole(D, L, F, V)
     return parts | {part: share * parts[part] for part in PARTS[:3]}
 
+
 smallest_cluster = Exercise(
-    "smallest_cluster", chapter="19_planner", kind="extend", factor=84.0,
+    "smallest_cluster",
+    chapter="19_planner",
+    kind="extend",
+    factor=84.0,
     points={"values": 6, "invariant": 4},
     hints=(
-        "Two loops: sizes 8, 16, 32, ... up to most; for each the tensor degrees 1, 2, 4, 8. The first size "
-        "with a layout that fits and is in time is the answer.",
-        "It fits if states / gpus + activations / tensor <= room. It takes tokens / (gpus * speed * "
-        "efficiency[tensor]) seconds, 86,400 of them a day.",
-        "Of the layouts of that size that fit, take the fastest: the one with the largest efficiency. If no "
-        "size will do, return None.",
+        "Two loops: sizes 8, 16, 32, ... up to most; for each the tensor degrees 1, 2, 4, 8. "
+        "The first size with a layout that fits and is in time is the answer.",
+        "It fits if states / gpus + activations / tensor <= room. It takes tokens / (gpus * "
+        "speed * efficiency[tensor]) seconds, 86,400 of them a day.",
+        "Of the layouts of that size that fit, take the fastest: the one with the largest "
+        "efficiency. If no size will do, return None.",
     ),
 )
 
+
 @smallest_cluster.cases
-def _(seed):
+def cases_of_smallest_cluster(seed):
     draw = random.Random(seed).uniform
-    for states, days, tokens in ((1045, 21, 1.4e12), (1045, 90, 1.4e12), (208, 5, 1e12), (3000, 365, 1e11),
-                                 (600, 365, 1e11), (520, 0.001, 1e12), (1045, 60, 1.4e12)):
-        efficiency = {1: draw(0.92, 1.0), 2: draw(0.86, 0.92), 4: draw(0.75, 0.86), 8: draw(0.55, 0.75)}
-        yield (states * 1.0, draw(90, 260), 80.0, tokens, draw(900, 1400), efficiency, days * draw(0.9, 1.1),
-               4096)
+    for states, days, tokens in (
+        (1045, 21, 1.4e12),
+        (1045, 90, 1.4e12),
+        (208, 5, 1e12),
+        (3000, 365, 1e11),
+        (600, 365, 1e11),
+        (520, 0.001, 1e12),
+        (1045, 60, 1.4e12),
+    ):
+        efficiency = {
+            1: draw(0.92, 1.0),
+            2: draw(0.86, 0.92),
+            4: draw(0.75, 0.86),
+            8: draw(0.55, 0.75),
+        }
+        yield (
+            states * 1.0,
+            draw(90, 260),
+            80.0,
+            tokens,
+            draw(900, 1400),
+            efficiency,
+            days * draw(0.9, 1.1),
+            4096,
+        )
+
 
 @smallest_cluster.reference
 def cluster(states, activations, room, tokens, speed, efficiency, days, most, sizes=None):
@@ -146,14 +225,17 @@ def cluster(states, activations, room, tokens, speed, efficiency, days, most, si
         if fitting:
             tensor = max(fitting, key=efficiency.get)
             taken = tokens / (gpus * speed * efficiency[tensor]) / 86400
-            if taken <= days: return gpus, tensor, taken
+            if taken <= days:
+                return gpus, tensor, taken
         gpus *= 2
     return None
 
+
 smallest_cluster.right(cluster)
 
+
 @smallest_cluster.right
-def _(states, activations, room, tokens, speed, efficiency, days, most):
+def over_all_clusters(states, activations, room, tokens, speed, efficiency, days, most):
     found = []
     for gpus in (8 * 2**i for i in range(40)):
         for tensor, share in efficiency.items():
@@ -162,146 +244,220 @@ def _(states, activations, room, tokens, speed, efficiency, days, most):
                 found.append((gpus, taken, tensor))
     return (lambda g, d, t: [g, t, d])(*min(found)) if found else None
 
+
 _CASE = (1045.0, 320.0, 80.0, 1.4e12, 1100.0, {1: 1.0, 2: 0.95, 4: 0.9, 8: 0.8})
 
-@smallest_cluster.invariant("with a little more time the same GPUs do, with half the time they do not")
-def _(seen):
+
+@smallest_cluster.invariant(
+    "with a little more time the same GPUs do, with half the time they do not"
+)
+def with_a_little_more_time_the_same_gpus_do(seen):
     gpus, _, days = seen(*_CASE, 30.0, 4096).value
-    return seen(*_CASE, days * 1.01, 4096).value[0] == gpus < seen(*_CASE, days * 0.5, 4096).value[0]
+    return (
+        seen(*_CASE, days * 1.01, 4096).value[0] == gpus < seen(*_CASE, days * 0.5, 4096).value[0]
+    )
+
 
 @smallest_cluster.invariant("no cluster beyond the largest that is allowed")
-def _(seen):
+def no_cluster_beyond_the_largest_that_is_allowed(seen):
     gpus, *_ = seen(*_CASE, 30.0, 4096).value
     return seen(*_CASE, 30.0, gpus).value[0] == gpus and seen(*_CASE, 30.0, gpus // 2).value is None
 
-smallest_cluster.mistake("the memory is not looked at", 2,
-    "A layout that does not fit is no layout, however fast.",
-    lambda states, activations, *rest: cluster(0.0, 0.0, *rest))
-smallest_cluster.mistake("the activations are forgotten", 2,
-    "Model states and activations must fit together.",
-    lambda states, activations, *rest: cluster(states, 0.0, *rest))
+
+@smallest_cluster.mistake("the memory is not looked at", hint=2)
+def the_memory_is_not_looked_at(states, activations, *rest):
+    "A layout that does not fit is no layout, however fast."
+    return cluster(0.0, 0.0, *rest)
+
+
+@smallest_cluster.mistake("the activations are forgotten", hint=2)
+def the_activations_are_forgotten(states, activations, *rest):
+    "Model states and activations must fit together."
+    return cluster(states, 0.0, *rest)
+
 
 @smallest_cluster.mistake("activations spread over all GPUs", hint=2)
-def _(states, activations, room, tokens, speed, efficiency, days, most):
-    "Data parallelism does not make a sequence's activations smaller; only the tensor ranks share them."
+def activations_spread_over_all_gpus(
+    states, activations, room, tokens, speed, efficiency, days, most
+):
+    """Data parallelism does not make a sequence's activations smaller; only the tensor ranks
+    share them."""
     for gpus in (8 * 2**i for i in range(20)):
         tensor = max(efficiency, key=efficiency.get)
         taken = tokens / (gpus * speed * efficiency[tensor]) / 86400
         fits = (states + activations) / gpus <= room
-        if fits and taken <= days and gpus <= most: return gpus, tensor, taken
+        if fits and taken <= days and gpus <= most:
+            return gpus, tensor, taken
+
 
 @smallest_cluster.mistake("always eight tensor ranks", hint=3)
-def _(states, activations, room, tokens, speed, efficiency, *rest):
-    "Tensor parallelism costs speed: take the fastest layout that fits, not the one that surely fits."
+def always_eight_tensor_ranks(states, activations, room, tokens, speed, efficiency, *rest):
+    """Tensor parallelism costs speed: take the fastest layout that fits, not the one that surely
+    fits."""
     return cluster(states, activations, room, tokens, speed, {8: efficiency[8]}, *rest)
 
+
 @smallest_cluster.mistake("always one tensor rank", hint=1)
-def _(states, activations, room, tokens, speed, efficiency, *rest):
+def always_one_tensor_rank(states, activations, room, tokens, speed, efficiency, *rest):
     "Where the activations do not fit, more tensor ranks make room."
     return cluster(states, activations, room, tokens, speed, {1: efficiency[1]}, *rest)
 
+
 @smallest_cluster.mistake("the largest cluster", hint=1)
-def _(states, activations, room, tokens, speed, efficiency, days, most):
+def the_largest_cluster(states, activations, room, tokens, speed, efficiency, days, most):
     "Asked for are the fewest GPUs that are in time."
     fitting = [t for t in efficiency if states / most + activations / t <= room]
     tensor = max(fitting, key=efficiency.get, default=8)
     return most, tensor, tokens / (most * speed * efficiency[tensor]) / 86400
 
+
 @smallest_cluster.mistake("the efficiency is forgotten", hint=2)
-def _(states, activations, room, tokens, speed, efficiency, days, most):
+def the_efficiency_is_forgotten(states, activations, room, tokens, speed, efficiency, days, most):
     "Each GPU does speed * efficiency[tensor] tokens a second."
     full = {t: 1 - 1e-12 * t for t in efficiency}
     return cluster(states, activations, room, tokens, speed, full, days, most)
 
+
 @smallest_cluster.mistake("hours instead of days", hint=2)
-def _(*case):
+def hours_instead_of_days(*case):
     "A day has 86,400 seconds."
     found = cluster(*case)
     return found and (found[0], found[1], found[2] * 24)
 
+
 @smallest_cluster.mistake("the fewest that fit, in time or not", hint=1)
-def _(states, activations, room, tokens, speed, efficiency, days, most):
+def the_fewest_that_fit_in_time_or_not(
+    states, activations, room, tokens, speed, efficiency, days, most
+):
     "It must also be done within the days."
     return cluster(states, activations, room, tokens, speed, efficiency, math.inf, most)
 
+
 carbon_bill = Exercise(
-    "carbon_bill", chapter="19_planner", kind="diagnose", factor=84.0,
+    "carbon_bill",
+    chapter="19_planner",
+    kind="diagnose",
+    factor=84.0,
     points={"values": 6, "invariant": 4},
     hints=(
-        "Tokens divided by the speed of one GPU are GPU-seconds. The number of GPUs decides how long it "
-        "takes, not how much is used.",
-        "MWh = GPU-hours * watts * PUE / 10⁶. The PUE is what the building adds: it multiplies, once.",
-        "Tonnes = MWh * kg a kWh, without another factor: a thousand kWh to the MWh, a thousand kg to the "
-        "tonne. Months: hours / 24 / 30.44.",
+        "Tokens divided by the speed of one GPU are GPU-seconds. The number of GPUs decides "
+        "how long it takes, not how much is used.",
+        "MWh = GPU-hours * watts * PUE / 10⁶. The PUE is what the building adds: it "
+        "multiplies, once.",
+        "Tonnes = MWh * kg a kWh, without another factor: a thousand kWh to the MWh, a "
+        "thousand kg to the tonne. Months: hours / 24 / 30.44.",
     ),
 )
 
+
 @carbon_bill.cases
-def _(seed):
+def cases_of_carbon_bill(seed):
     draw = random.Random(seed).uniform
     for _ in range(6):
         gpus, watts = int(draw(8, 4096)), draw(250, 700)
         yield draw(2e11, 2e12), draw(100, 4000), gpus, watts, draw(1.05, 1.6), draw(0.05, 0.8)
 
+
 @carbon_bill.reference
 def bill(tokens, speed, gpus, watts, pue, intensity):
     hours = tokens / speed / 3600
     mwh = hours * watts * pue / 1e6
-    return {"gpu_hours": hours, "mwh": mwh, "tco2e": mwh * intensity, "months": hours / gpus / 24 / 30.44}
+    return {
+        "gpu_hours": hours,
+        "mwh": mwh,
+        "tco2e": mwh * intensity,
+        "months": hours / gpus / 24 / 30.44,
+    }
+
 
 carbon_bill.right(bill)
 
+
 @carbon_bill.right
-def _(tokens, speed, gpus, watts, pue, intensity):
+def in_joules(tokens, speed, gpus, watts, pue, intensity):
     joules = tokens / speed * watts * pue
     seconds = tokens / (speed * gpus)
-    return {"gpu_hours": seconds * gpus / 3600, "mwh": joules / 3.6e9,
-            "tco2e": joules / 3.6e6 * intensity / 1000, "months": seconds / 86400 / 30.44}
+    return {
+        "gpu_hours": seconds * gpus / 3600,
+        "mwh": joules / 3.6e9,
+        "tco2e": joules / 3.6e6 * intensity / 1000,
+        "months": seconds / 86400 / 30.44,
+    }
+
 
 @carbon_bill.invariant("65B: 1,022,362 GPU-hours are 449.8 MWh and 173.2 t (Table 15)")
-def _(seen):
+def carbon_of_65b(seen):
     value = seen(1.4e12, 1.4e12 / 1_022_362 / 3600, 2048, 400.0, 1.1, 0.385).value
     return abs(value["mwh"] - 449.84) < 0.01 and abs(value["tco2e"] - 173.19) < 0.01
 
+
 @carbon_bill.invariant("2,638 MWh of 2,048 GPUs are 4.0 months, whatever the paper says")
-def _(seen):
+def carbon_of_the_table(seen):
     hours = 2638e6 / 400 / 1.1
     return abs(seen(hours * 3600, 1.0, 2048, 400.0, 1.1, 0.385).value["months"] - 4.01) < 0.01
 
-carbon_bill.mistake("the PUE is forgotten", 2, "The building takes its share: multiply by the PUE.",
-    lambda tokens, speed, gpus, watts, pue, intensity: bill(tokens, speed, gpus, watts, 1.0, intensity))
-carbon_bill.mistake("divided by the PUE", 2, "The building needs more than its GPUs, not less.",
-    lambda tokens, speed, gpus, watts, pue, intensity: bill(tokens, speed, gpus, watts, 1 / pue, intensity))
+
+@carbon_bill.mistake("the PUE is forgotten", hint=2)
+def the_pue_is_forgotten(tokens, speed, gpus, watts, pue, intensity):
+    "The building takes its share: multiply by the PUE."
+    return bill(tokens, speed, gpus, watts, 1.0, intensity)
+
+
+@carbon_bill.mistake("divided by the PUE", hint=2)
+def divided_by_the_pue(tokens, speed, gpus, watts, pue, intensity):
+    "The building needs more than its GPUs, not less."
+    return bill(tokens, speed, gpus, watts, 1 / pue, intensity)
+
 
 @carbon_bill.mistake("the PUE twice", hint=2)
-def _(tokens, speed, gpus, watts, pue, intensity):
+def the_pue_twice(tokens, speed, gpus, watts, pue, intensity):
     "The carbon follows from the MWh, in which the PUE is already."
     right = bill(tokens, speed, gpus, watts, pue, intensity)
     return right | {"tco2e": right["tco2e"] * pue}
 
+
 @carbon_bill.mistake("speed of the whole cluster", hint=1)
-def _(tokens, speed, gpus, watts, pue, intensity):
+def speed_of_the_whole_cluster(tokens, speed, gpus, watts, pue, intensity):
     "`speed` is that of one GPU: GPU-hours do not depend on the number of GPUs."
     return bill(tokens, speed * gpus, gpus, watts, pue, intensity)
 
+
 @carbon_bill.mistake("months of one GPU", hint=1)
-def _(tokens, speed, gpus, watts, pue, intensity):
+def months_of_one_gpu(tokens, speed, gpus, watts, pue, intensity):
     "All GPUs work at once: divide the GPU-hours by their number."
-    return bill(tokens, speed, gpus, watts, pue, intensity) | {"months": tokens / speed / 86400 / 30.44}
+    return bill(tokens, speed, gpus, watts, pue, intensity) | {
+        "months": tokens / speed / 86400 / 30.44
+    }
+
 
 @carbon_bill.mistake("kWh for MWh", hint=2)
-def _(*case):
+def kwh_for_mwh(*case):
     "Watt-hours divided by a million are MWh."
-    return (lambda right: right | {"mwh": 1000 * right["mwh"], "tco2e": 1000 * right["tco2e"]})(bill(*case))
+    return (lambda right: right | {"mwh": 1000 * right["mwh"], "tco2e": 1000 * right["tco2e"]})(
+        bill(*case)
+    )
 
-carbon_bill.mistake("kilograms for tonnes", 3, "kg a kWh is tonnes a MWh: no factor of a thousand is left.",
-    lambda *case: (lambda right: right | {"tco2e": 1000 * right["tco2e"]})(bill(*case)))
-carbon_bill.mistake("minutes for hours", 1, "An hour has 3,600 seconds.",
-    lambda tokens, speed, gpus, watts, pue, intensity: bill(60 * tokens, speed, gpus, watts, pue, intensity))
+
+@carbon_bill.mistake("kilograms for tonnes", hint=3)
+def kilograms_for_tonnes(*case):
+    "kg a kWh is tonnes a MWh: no factor of a thousand is left."
+    return (lambda right: right | {"tco2e": 1000 * right["tco2e"]})(bill(*case))
+
+
+@carbon_bill.mistake("minutes for hours", hint=1)
+def minutes_for_hours(tokens, speed, gpus, watts, pue, intensity):
+    "An hour has 3,600 seconds."
+    return bill(60 * tokens, speed, gpus, watts, pue, intensity)
+
 
 @carbon_bill.mistake("the code as it was given", hint=1)
-def _(tokens, speed, gpus, watts, pue, intensity):
+def the_code_as_it_was_given(tokens, speed, gpus, watts, pue, intensity):
     "Nothing was repaired: look at the speed, at the PUE and at the months."
     hours = tokens / (speed * gpus) / 3600
     mwh = hours * watts / 1e6
-    return {"gpu_hours": hours, "mwh": mwh, "tco2e": mwh * pue * intensity, "months": hours / 24 / 30}
+    return {
+        "gpu_hours": hours,
+        "mwh": mwh,
+        "tco2e": mwh * pue * intensity,
+        "months": hours / 24 / 30,
+    }

@@ -1,4 +1,4 @@
-"The sandbox: programs that nobody has read do no harm, and their lies are not believed."
+"Programs that nobody has read do no harm behind the fence, and their lies are not believed."
 import json
 import math
 import os
@@ -13,19 +13,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from llama_course.support import sandbox
+from llama_course.support import seccomp
 from llama_course.support.errors import UserError
-from llama_course.support.sandbox import ANYWAY, Bounds, Sandbox, answer_calls, pack, run_tests, unpack
+from llama_course.support.fence import Fence, ForkServer
+from llama_course.support.programs import ANYWAY, Sandbox, answer_calls, pack, perform, run_tests, unpack
 
 TESTS = "assert double(2) == 4\nassert double('ab') == 'abab'\n"
 RIGHT = "def double(x): return x + x"
-PATIENT = Bounds(seconds=60)  # the machine may be busy
+PATIENT = Fence(seconds=60)  # the machine may be busy
 
 
 @pytest.fixture(scope="module")
 def box():
     try:
-        with Sandbox(bounds=PATIENT) as box: yield box
+        with Sandbox(fence=PATIENT) as box: yield box
     except UserError as error: pytest.skip(str(error))
 
 
@@ -35,14 +36,14 @@ def told(box, program, names=("found",), tests="assert found() == 's3cret'", **m
 
 
 def processes():
-    "The processes that the gate has started, or is."
+    "The processes that the fork server has started, or is."
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             line = (path / "cmdline").read_bytes()
             state = (path / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError: continue
-        if b"sandbox.gate" in line and state != "Z": found.append(int(path.name))
+        if b"support.programs" in line and state != "Z": found.append(int(path.name))
     return found
 
 
@@ -172,7 +173,7 @@ def found():
 
 
 def test_the_program_does_not_see_the_tests(box):
-    for _ in range(2):  # the second time, the gate has started a cell with such tests before
+    for _ in range(2):  # the second time, the fork server has started a worker with such tests before
         assert box.run(LOOK, "TELLTALE = 1\nassert found() is False", ["found"]) == (True, "")
     seen = box.run(LOOK + "HERE = ['TELLTALE']", "assert found() is True", ["found"])
     assert seen == (True, "")  # it looks well
@@ -208,7 +209,10 @@ REFUSED = {  # each must raise an OSError or return -1 in the cell
     "remove the library": "import os\nos.unlink(os.__file__)",
     "change the library's mode": "import os\nos.chmod(os.__file__, 0o777)",
     "see processes": "import os\nos.listdir('/proc')[0]\n",
-    "see devices": "open('/dev/null')",
+    "see devices": "import os\nassert os.listdir('/dev') != ['null', 'random', 'shm', 'urandom', 'zero']\n"
+                   "open('/dev/tty')",
+    "see more than it needs": "import os\nassert {*os.listdir('/')} - {'dev', 'lib', 'lib64', 'scratch', 'tmp', 'usr',"
+                              " os.__file__.split('/')[1]}",
     "see accounts": "open('/etc/passwd')",
     "a large file": "open('f', 'wb').write(bytes(5 << 20))",
     "many large files": "for i in range(9): open(f'f{i}', 'wb').write(bytes(3 << 20))",
@@ -240,7 +244,7 @@ def test_files_of_the_user_are_out_of_reach(box, tmp_path, monkeypatch):
     (tmp_path / "keep").mkdir()
     (tmp_path / "keep" / "thesis.txt").write_text("years of work")
     key = tmp_path / ".ssh" / "id_ed25519"
-    with Sandbox(bounds=PATIENT) as fresh:
+    with Sandbox(fence=PATIENT) as fresh:
         for attack in (f"FOUND = open({str(tmp_path / '.ssh' / 'id_ed25519')!r}).read()",
                        "import os; FOUND = open(os.path.expanduser('~/.ssh/id_ed25519')).read()",
                        "import os; FOUND = os.environ['API_TOKEN']",
@@ -253,7 +257,7 @@ def test_files_of_the_user_are_out_of_reach(box, tmp_path, monkeypatch):
                        f"open({str(tmp_path / 'written')!r}, 'w').write('x')"):
             program = f"FOUND = ''\ntry:\n    {attack}\nexcept (OSError, KeyError): pass\ndef found(): return FOUND"
             assert told(fresh, program).reason.startswith("AssertionError"), attack
-    with Sandbox(bounds=Bounds(seconds=1.5)) as hasty:  # it wanders through a library that cannot be written to
+    with Sandbox(fence=Fence(seconds=1.5)) as hasty:  # it wanders through a library that cannot be written to
         assert not told(hasty, "import shutil; shutil.rmtree('/', ignore_errors=True)").passed
     assert (tmp_path / "keep" / "thesis.txt").read_text() == "years of work" and not (tmp_path / "written").exists()
 
@@ -284,7 +288,7 @@ def test_what_a_cell_leaves_behind_is_gone(box):
     "while True: print('x' * 100000)"])
 def test_what_does_not_end_is_ended(box, program):
     tests = TESTS if "yield" not in program else "assert list(double(1))"
-    with Sandbox(bounds=Bounds(seconds=1.5)) as hasty:
+    with Sandbox(fence=Fence(seconds=1.5)) as hasty:
         before = time.monotonic()
         verdict = hasty.run(program, tests, ["double"])
         assert not verdict.passed and (verdict.reason == "no end in 1.5 s" or "MemoryError" in verdict.reason)
@@ -303,29 +307,29 @@ def test_nothing_is_left_running():
     try: first = set(processes())
     except OSError: pytest.skip("no /proc")
     try:
-        with Sandbox(bounds=Bounds(seconds=1)) as box:
-            gate = set(processes()) - first
+        with Sandbox(fence=Fence(seconds=1)) as box:
+            server = set(processes()) - first
             box.run("import time; time.sleep(1000)", TESTS, ["double"])
-            assert set(processes()) - first == gate  # only the gate itself
+            assert set(processes()) - first == server  # only the fork server itself
     except UserError as error: pytest.skip(str(error))
     assert not set(processes()) - first
 
 
 def test_when_the_caller_dies_all_die(tmp_path):
-    code = ("import sys, time\nfrom llama_course.support.sandbox import Sandbox, Bounds\n"
-            "with Sandbox(bounds=Bounds(seconds=1000)) as box:\n    print(box.process.pid, flush=True)\n"
+    code = ("import sys, time\nfrom llama_course.support.programs import Sandbox\nfrom llama_course.support.fence import Fence\n"
+            "with Sandbox(fence=Fence(seconds=1000)) as box:\n    print(box.server.process.pid, flush=True)\n"
             "    box.run('import time; time.sleep(1000)', '', ['x'])")
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     line = caller.stdout.readline()
     if not line: pytest.skip("no fence can be built here")
-    gate = int(line)
-    family = lambda: [pid for pid in processes() if pid == gate or f" {gate} " in Path(f"/proc/{pid}/stat").read_text()]
+    server = int(line)
+    family = lambda: [pid for pid in processes() if pid == server or f" {server} " in Path(f"/proc/{pid}/stat").read_text()]
     assert wait_for(lambda: len(family()) >= 3)
     everyone = [pid for pid in processes()]
     caller.send_signal(signal.SIGKILL)
     caller.wait()
     caller.stdout.close()
-    assert wait_for(lambda: not alive(gate)), "the gate goes on"
+    assert wait_for(lambda: not alive(server)), "the fork server goes on"
     own = [pid for pid in everyone if pid in family()]
     assert wait_for(lambda: not any(map(alive, own)))
 
@@ -334,14 +338,17 @@ def test_when_the_caller_dies_all_die(tmp_path):
 
 
 def changed(monkeypatch, line):
-    "The gate runs another line first."
-    real = subprocess.Popen
-    def start(command, **more): return real(command[:-1] + [command[-1].replace("sandbox.gate(",
-        f"{line}; sandbox.gate(")], **more)
-    monkeypatch.setattr(sandbox.subprocess, "Popen", start)
+    "The fork server runs another line first."
+    real = ForkServer.command
+
+    def command(self, sock):
+        *rest, start = real(self, sock)
+        assert "fence.serve_forks(" in start
+        return [*rest, start.replace("fence.serve_forks(", f"{line}; fence.serve_forks(")]
+    monkeypatch.setattr(ForkServer, "command", command)
 
 
-NO_FENCE = "sandbox.make_root = lambda: sandbox.c_call('umount2', b'/nowhere', 0)"
+NO_FENCE = "fence.make_root = lambda f: seccomp.c_call('umount2', b'/nowhere', 0)"
 
 
 def test_without_a_fence_nothing_is_run(monkeypatch, tmp_path):
@@ -353,8 +360,8 @@ def test_without_a_fence_nothing_is_run(monkeypatch, tmp_path):
 
 
 def test_a_fence_that_falls_later_runs_nothing(box, monkeypatch, tmp_path):
-    changed(monkeypatch, "sandbox.can_isolate = lambda: ''; " + NO_FENCE)
-    with Sandbox(bounds=PATIENT) as open_box:
+    changed(monkeypatch, "fence.trial = lambda: ''; " + NO_FENCE)
+    with pytest.raises(UserError, match='none is run'), Sandbox(fence=PATIENT) as open_box:
         assert not open_box.run(f"open({str(tmp_path / 'x')!r}, 'w')", "", []).passed
     assert not (tmp_path / "x").exists()
 
@@ -363,7 +370,7 @@ def test_by_name_it_runs_behind_the_other_walls(monkeypatch, tmp_path):
     changed(monkeypatch, NO_FENCE)
     monkeypatch.setenv(ANYWAY, "1")
     monkeypatch.setenv("API_TOKEN", "s3cret")
-    with Sandbox(bounds=PATIENT) as weak:
+    with Sandbox(fence=PATIENT) as weak:
         assert weak.run(RIGHT, TESTS, ["double"]).passed
         for lie in LIES.values(): assert not weak.run(lie, TESTS, ["double"]).passed
         assert not told(weak, "import os\ndef found(): return os.environ.get('API_TOKEN')").passed
@@ -376,8 +383,8 @@ def test_by_name_it_runs_behind_the_other_walls(monkeypatch, tmp_path):
 def test_each_wall_stands_alone(box, monkeypatch, tmp_path):
     (tmp_path / "key").write_text("s3cret")
     read = f"def found(): return open({str(tmp_path / 'key')!r}).read()"
-    changed(monkeypatch, "sandbox.forbid = lambda: None")
-    with Sandbox(bounds=PATIENT) as fence_only:
+    changed(monkeypatch, "fence.forbid = lambda **_: None")
+    with Sandbox(fence=PATIENT) as fence_only:
         assert fence_only.run(RIGHT, TESTS, ["double"]).passed
         assert "No such file" in told(fence_only, read).reason
         dial = "import socket\ndef found():\n    socket.create_connection(('127.0.0.1', 9), 2)"
@@ -398,8 +405,8 @@ def test_numbers_of_calls_are_those_of_the_kernel():
         if not path.is_file(): continue
         numbers = dict(line.split()[1:3] for line in path.read_text().splitlines() if line.startswith("#define __NR")
                        and len(line.split()) == 3)
-        for call, pair in sandbox.FORBIDDEN.items():
-            number = pair[sandbox.PROCESSORS[machine][0]]
+        for call, pair in (seccomp.FORBIDDEN | seccomp.STARTING).items():
+            number = pair[seccomp.PROCESSORS[machine][0]]
             known = numbers.get(f"__NR_{call}", numbers.get(f"__NR3264_{call}"))
             if known and known.isdigit(): assert int(known) == number, (machine, call); seen += 1
             elif number is None: assert known is None, (machine, call)
@@ -410,3 +417,9 @@ def test_two_threads_are_enough_for_the_language():
     ours, theirs = socket.socketpair()
     threading.Thread(target=answer_calls, args=(theirs, RIGHT), daemon=True).start()
     assert run_tests(ours, {"before": "", "tests": TESTS, "names": ["double"]}) == ""
+
+
+def test_perform_does_what_the_tests_ask():
+    assert perform({"do": "find", "name": "f"}, {"f": 3}, []) == 3
+    ask = {"do": "call", "thing": {"kept": 0}, "args": pack((2, 5), None), "named": pack({}, None)}
+    assert perform(ask, {}, [pow]) == 32

@@ -1,0 +1,51 @@
+'What a learner calls in a notebook: `check(my_function)` and `hint("my_function")`.'
+
+import contextlib
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+
+from llama_course.classroom.compare import describe
+from llama_course.classroom.exercise import find_exercise
+from llama_course.classroom.judge import judge
+from llama_course.classroom.observation import observe
+from llama_course.classroom.report import Report
+from llama_course.support.errors import UserError
+
+
+class Hint(str):
+    "A text that a notebook shows as text."
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def hint(
+    name: str | Callable,  # of the exercise; or the function that answers it
+    number: int = 1,  # the first says little, the last almost all
+) -> Hint:
+    "One hint for an exercise. Raises `UserError` where there is no such exercise or hint."
+    exercise = find_exercise(name if isinstance(name, str) else name.__name__)
+    last = len(exercise.hints)
+    if number not in range(1, last + 1):
+        raise UserError(f"{exercise.name} has {last} hints: give a number from 1 to {last}")
+    more = f' (there is more in hint("{exercise.name}", {number + 1}))' if number < last else ""
+    return Hint(exercise.hints[number - 1] + more)
+
+
+def check(
+    answer: Callable,  # your function; its name says which exercise it answers
+    name: str | None = None,  # the exercise, where the function is called otherwise
+    seed: int = 0,  # of the cases
+) -> Report:
+    "The judgement of your function, in this process. Raises `UserError` for what is no answer."
+    if not callable(answer):
+        raise UserError(f"check takes a function, as in check(rms_norm), not {describe(answer)}")
+    own_name: str = getattr(answer, "__name__", type(answer).__name__)
+    exercise = find_exercise(name or own_name)
+    watch = functools.partial(observe, answer, call=exercise.call)
+    # nbgrader takes anything on standard error for a failure
+    with warnings.catch_warnings(), contextlib.redirect_stderr(sys.stdout):
+        warnings.simplefilter("ignore")
+        return judge(exercise, watch, seed)

@@ -1,0 +1,43 @@
+"The judgement of one answer, as a table."
+
+import html
+from dataclasses import dataclass
+
+
+@dataclass
+class Report:
+    "The judgement of one answer."
+
+    name: str  # of the exercise
+    looks: list[tuple]  # rows (look, points, of how many, remark)
+    messages: list[str]  # what is wrong and where to look; empty where all is well
+
+    @property
+    def points(self) -> int:
+        "What the answer is worth."
+        return sum(row[1] for row in self.looks)
+
+    @property
+    def max_points(self) -> int:
+        "What a right answer is worth."
+        return sum(row[2] for row in self.looks)
+
+    @property
+    def passed(self) -> bool:
+        "Whether it has all points."
+        return self.points == self.max_points
+
+    def __repr__(self) -> str:
+        rows = [f"  {look:10} {got}/{most}  {remark}" for look, got, most, remark in self.looks]
+        head = f"{self.name}: {self.points} of {self.max_points} points"
+        return "\n".join([head, *rows, *self.messages])
+
+    def _repr_html_(self) -> str:
+        def cell(tag: str, text: object) -> str:
+            return f'<{tag} style="text-align:left">{html.escape(str(text))}</{tag}>'
+
+        last = ("all", self.points, self.max_points, "")
+        rows = [("look", "points", "of", ""), *self.looks, last]
+        table = "".join("<tr>" + "".join(cell("td", c) for c in row) + "</tr>" for row in rows)
+        lines = "".join(cell("p", message) for message in self.messages)
+        return f"<b>{html.escape(self.name)}</b><table>{table}</table>{lines}"

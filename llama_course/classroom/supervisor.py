@@ -1,0 +1,313 @@
+"The judge's side of the workers: how long they may take, and which of them are begun again."
+
+import atexit
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_course.classroom.exercise import Exercise
+from llama_course.classroom.judge import AnswerLost
+from llama_course.classroom.observation import Observation, tidy
+from llama_course.classroom.protocol import (
+    AnyReply,
+    CellReply,
+    ForeignMessage,
+    NamesReply,
+    ObservationReply,
+    receive_reply,
+    send,
+)
+from llama_course.support.errors import UserError
+from llama_course.support.fence import Fence, ForkServer, Worker, installed_packages
+
+KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+SET = {
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    "MPLBACKEND": "Agg", "USER": "learner",
+}  # fmt: skip
+FOREIGN = "what came back is no message: it wrote to the judge's own channel"
+ENDED = "it ended its process (os._exit, a crash, or a limit of memory)"
+
+
+@dataclass(frozen=True)
+class Limits:
+    "What a notebook may use."
+
+    memory: int = 4 << 30  # bytes, beyond what Python and PyTorch need
+    cell_seconds: float = 30.0  # for one cell
+    call_seconds: float = 10.0  # for one call of an answer
+    total_seconds: float = 300.0  # for the whole notebook, all runs together
+    processes: int = 64  # at the same time
+
+
+def readable_folders(
+    folder: Path,  # the notebook's
+) -> list[str]:
+    "What a notebook may read: Python, this library, and what lies beside it; never a whole home."
+    library = str(Path(sys.modules["llama_course"].__path__[0]))
+    folder, home = folder.resolve(), Path.home().resolve()
+    beside = [str(folder)]
+    if home.is_relative_to(folder):  # it lies in the home itself, beside keys and tokens
+        files = [path for path in folder.iterdir() if path.is_file()]
+        beside = [str(path) for path in files if not path.name.startswith(".")]
+    return [*installed_packages(), library, os.path.realpath(library), *beside]
+
+
+# ------------------------------------------------------------------- where workers come from
+
+SERVERS: list[ForkServer] = []  # none, or the one that all notebooks share
+
+
+def fork_server() -> ForkServer:
+    "The process that starts workers; a new one, if the last has ended."
+    if SERVERS and SERVERS[0].process and SERVERS[0].process.poll() is not None:
+        close_fork_server()
+    if not SERVERS:
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ} | SET
+        server = ForkServer("llama_course.classroom.worker", environment=environment)
+        SERVERS.append(server.__enter__())
+    return SERVERS[0]
+
+
+@atexit.register
+def close_fork_server() -> None:
+    "Ends the process that starts workers."
+    while SERVERS:
+        SERVERS.pop().__exit__()
+
+
+class Alone:
+    "A worker without a fork server, as on Windows: a fresh Python, which ends when it is killed."
+
+    def __init__(self, sock: socket.socket, folder: str):
+        library = str(Path(sys.modules["llama_course"].__path__[0]).parent)
+        ours = "fromshare(sys.stdin.buffer.read())"
+        if sys.platform != "win32":
+            ours = f"socket(fileno={sock.fileno()})"
+        start = (
+            f"import sys, socket; sys.path[:0] = {[library, *filter(os.path.isdir, sys.path)]!r}; "
+            "from llama_course.classroom import worker; worker.prepare(); print(flush=True); "
+            f"worker.answers([socket.{ours}.detach()], {folder!r})"
+        )
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ} | SET
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", start],
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=() if sys.platform == "win32" else (sock.fileno(),),
+        )
+        if sys.platform == "win32" and self.process.stdin:
+            self.process.stdin.write(sock.share(self.process.pid))
+        if self.process.stdin:
+            self.process.stdin.close()
+        self.refused, self.not_fenced = "", f"{sys.platform} cannot fork"
+        assert self.process.stdout
+        ready = self.process.stdout.readline()  # what it imports is not the notebook's time
+        self.process.stdout.close()
+        if not ready:
+            raise OSError("a fresh Python does not start")
+
+    def end(self) -> str:
+        "Ends it."
+        self.process.kill()
+        self.process.wait()
+        return ""
+
+
+class AnswerProcess:
+    "A process that runs a learner's code, seen from the judge."
+
+    def __init__(
+        self,
+        limits: Limits,
+        deadline: float,  # on `time.monotonic`: no reply after it
+        folder: Path,  # of the notebook
+    ):
+        self.limits, self.deadline = limits, deadline
+        fence = Fence(
+            readable=tuple(readable_folders(folder)),
+            seconds=max(1.0, deadline - time.monotonic() + 5),  # the judge's own clock comes first
+            memory=limits.memory,
+            processes=limits.processes,
+            open_files=256,
+            disk=64 << 20,
+            required=False,
+        )
+        for _ in range(3):  # the fork server may just have been ended by the last learner
+            self.sock, theirs = socket.socketpair()
+            with theirs, contextlib.suppress(OSError):
+                self.worker: Worker | Alone = start_worker(theirs, fence, str(folder))
+                return
+            self.sock.close()
+        raise UserError(
+            "no worker process starts; does `import llama_course.classroom.judges.norm` work?"
+        )
+
+    @property
+    def not_fenced(self) -> str:
+        "Why it has no fence; empty if it has one."
+        return self.worker.not_fenced
+
+    def ask(
+        self, kind: type[AnyReply], seconds: float, message: dict, tree: Any = None
+    ) -> tuple[AnyReply, Any]:
+        "The reply. Raises `AnswerLost` if it takes too long, breaks a limit, ends, talks nonsense."
+        since = time.monotonic()
+
+        def watch() -> None:
+            now = time.monotonic()
+            if now > self.deadline:
+                raise AnswerLost("the notebook's time is up")
+            if now > since + seconds:
+                raise AnswerLost(f"it took longer than {seconds:g} s")
+
+        try:
+            self.sock.settimeout(seconds)
+            send(self.sock, message, tree)
+            self.sock.settimeout(0.1)
+            return receive_reply(self.sock, kind, watch)
+        except AnswerLost:
+            self.close()
+            raise
+        except ForeignMessage:
+            self.close()
+            raise AnswerLost(FOREIGN) from None
+        except (EOFError, OSError):
+            raise AnswerLost(self.close() or ENDED) from None
+
+    def observe(
+        self,
+        exercise: Exercise,
+        *args: Any,
+        wrt: tuple = (),
+        cotangent: Any = None,
+    ) -> Observation:
+        "What `observe` sees of one call of the answer. Nothing of it is taken on trust."
+        ask = {"do": "observe", "name": exercise.name, "wrt": list(wrt)}
+        tree = (list(args), cotangent)
+        reply, values = self.ask(ObservationReply, self.limits.call_seconds, ask, tree)
+        try:
+            return observation(reply, values, len(args), len(wrt))
+        except ForeignMessage:
+            self.close()
+            raise AnswerLost(FOREIGN) from None
+
+    def close(self) -> str:
+        "Ends the worker and all that it started; says which limit it broke, if it did."
+        self.sock.close()
+        return self.worker.end()
+
+
+def start_worker(sock: socket.socket, fence: Fence, folder: str) -> Worker | Alone:
+    "A worker that has this end of a socket. Raises `OSError`."
+    if os.name == "nt":
+        return Alone(sock, folder)
+    return fork_server().start("answers", [sock.fileno()], fence, folder=folder)
+
+
+def observation(reply: ObservationReply, values: Any, n_args: int, n_grads: int) -> Observation:
+    "What a worker reported of one call. Raises `ForeignMessage` where it cannot be."
+    if not isinstance(values, dict) or values.keys() != {"value", "grads"}:
+        raise ForeignMessage("no value and gradients")
+    grads = values["grads"]
+    if grads is not None and not (isinstance(grads, list) and len(grads) == n_grads):
+        raise ForeignMessage("other gradients than were asked for")
+    if any(i >= n_args for i in reply.modified):
+        raise ForeignMessage("no such argument")
+    error = tidy(reply.error, 400)
+    if reply.replaced:
+        error = f"the call replaces {tidy(reply.replaced[0])}, which the judge counts with"
+    counts = reply.model_dump(exclude={"replaced", "error"})
+    return Observation(value=values["value"], grads=grads, error=error, **counts)
+
+
+class NotebookRun:
+    "A notebook in a worker, begun again whenever a worker is lost."
+
+    def __init__(
+        self,
+        path: Path,  # of the notebook: its folder is where it may import from
+        sources: list[tuple[int, str]],  # (number, source) of its code cells
+        limits: Limits,
+    ):
+        self.path, self.sources, self.limits = path, sources, limits
+        self.deadline = time.monotonic() + limits.total_seconds
+        self.how = {number: "whole" for number, _ in sources}
+        self.notes: dict[tuple, str] = {}
+        self.worker: AnswerProcess | None = None
+
+    def start(
+        self,
+        bare: bool = False,  # run the definitions of the cells alone
+    ) -> AnswerProcess:
+        "A worker that has run the cells. Raises `AnswerLost` if no time is left."
+        self.bare = bare
+        for _ in range(2 * len(self.how) + 2):
+            self.stop()
+            worker = AnswerProcess(self.limits, self.deadline, self.path.resolve().parent)
+            self.worker = worker
+            if worker.not_fenced:
+                text = (
+                    f"run without a fence ({worker.not_fenced}): its code was not kept from files"
+                )
+                self.notes[0, ""] = text
+            if self.run_cells(worker):
+                return worker
+        raise AnswerLost("no worker survived the cells of this notebook")
+
+    def stop(self) -> None:
+        "Ends the worker."
+        if self.worker:
+            self.worker.close()
+            self.worker = None
+
+    def found(self, names: list[str]) -> list[str]:
+        "Those of the names that are functions."
+        assert self.worker
+        return self.worker.ask(NamesReply, 5, {"do": "names", "names": names})[0].found
+
+    def note(self, number: int, text: str) -> None:
+        "Notes something about a cell, once."
+        if text:
+            self.notes.setdefault((number, text), f"cell {number}: {text}")
+
+    def run_cells(self, worker: AnswerProcess) -> bool:
+        "Runs the cells; False where one of them broke the worker. Then it is cut down."
+        for number, source in self.sources:
+            if self.how[number] == "nothing":
+                continue
+            whole = self.how[number] == "whole" and not self.bare
+            ask = {"do": "cell", "number": number, "source": source, "whole": whole}
+            try:
+                reply, _ = worker.ask(CellReply, self.limits.cell_seconds, ask)
+            except AnswerLost as lost:
+                if time.monotonic() > self.deadline:
+                    raise
+                self.cut_down(number, whole, str(lost))
+                return False
+            self.note(number, tidy(reply.note))
+            if reply.replaced:
+                names = tidy(", ".join(reply.replaced))
+                self.note(number, f"it replaced {names}; the originals were put back")
+        return True
+
+    def cut_down(self, number: int, whole: bool, reason: str) -> None:
+        "Less of a cell that broke its worker is run the next time."
+        if self.bare:
+            self.how[number] = "nothing"
+        elif whole and len(self.notes) < 5:
+            self.how[number] = "definitions"
+        else:
+            self.bare = True  # perhaps what an earlier cell has started: none is run as a whole
+        left_out = self.how[number] == "nothing"
+        consequence = "it is left out" if left_out else "only its definitions count"
+        self.note(number, f"{reason}; {consequence}")
