@@ -20,7 +20,8 @@ from _shared import machine, markdown
 from llama_course.launch.demo import DEMO, WARMUP
 from llama_course.model import Llama, LlamaConfig
 from llama_course.optimizer import cosine_lr
-from llama_course.training import Recipe, Step, bits_per_byte, can_compile, has_bfloat16, make_loader
+from llama_course.launch.machine import can_compile, has_bfloat16
+from llama_course.training import Recipe, Step, bits_per_byte, make_loader
 from speedrun import prepare
 
 VARIANTS = {  # name -> what differs from the demo

@@ -28,10 +28,13 @@ from torch import nn
 from _shared import Logits, machine, markdown
 from llama_course.attention import attend
 from llama_course.data import shakespeare, standard_library
-from llama_course.launch.demo import DEMO, WARMUP, Run, divide, make_shards, make_tokenizer
+from llama_course.files.run import RunFolder
+from llama_course.launch.demo import DEMO, WARMUP, make_shards, make_tokenizer
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings
 from llama_course.optimizer import cosine_lr
-from llama_course.training import Recipe, Step, bits_per_byte, can_compile, has_bfloat16, make_loader
+from llama_course.launch.machine import can_compile, has_bfloat16
+from llama_course.launch.texts import divide
+from llama_course.training import Recipe, Step, bits_per_byte, make_loader
 
 warnings.filterwarnings("ignore", message=".*complex operators.*")
 GRID = (1e-3, 2e-3, 4e-3)
@@ -142,7 +145,7 @@ class TrainerStep:
 
 def prepare(folder, **changed):
     "The demo's tokenizer, its shards to train on, and those that are held out."
-    run = Run(folder)
+    run = RunFolder(folder)
     run.note(settings={**DEMO, **changed})
     sources = {"shakespeare": shakespeare, "python": standard_library}
     texts = {name: divide(name, documents()) for name, documents in sources.items()}

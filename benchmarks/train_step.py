@@ -19,7 +19,8 @@ import typer
 
 from _shared import in_turns, litgpt_twin, machine, markdown, ratio, transformers_twin
 from llama_course.model import Llama, LlamaConfig
-from llama_course.training import Recipe, Step, can_compile
+from llama_course.launch.machine import can_compile
+from llama_course.training import Recipe, Step
 
 warnings.filterwarnings("ignore", message=".*complex operators.*")
 MAKERS = {"llama_course": lambda model: model, "transformers": transformers_twin, "litgpt": litgpt_twin}

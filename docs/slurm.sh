@@ -5,8 +5,9 @@
 #   sbatch --nodes 4 docs/slurm.sh --model 7B --steps 240000 --lr 3e-4 --tensor-parallel 1 ...
 #
 # What follows the script's name replaces the settings below it that have the same name: the last one counts.
-# The folders DATA and RUN must be seen by all machines. DATA holds the token shards, SOURCE.tokens, and mixture.json with
-# the sources' proportions. A job that is requeued, or submitted again, goes on from its last whole checkpoint.
+# The folders DATA and RUN must be seen by all machines. DATA is what `llama-course data` wrote, or holds SOURCE.tokens and, with
+# the sources' proportions, mixture.json. A job that is requeued, or submitted again, goes on from its last whole checkpoint.
+# RUN becomes a run folder like any other: `llama-course generate --run`, `eval`, `serve`, `finetune` read it.
 #
 # Finetuning (llama_course/launch/finetuning.py) is the same job with another last part, from `-m` on:
 #   -m llama_course.launch.finetuning --weights "$WEIGHTS" --data answers.jsonl --out "$RUN" --precision bfloat16 \
@@ -22,9 +23,10 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@300
 #SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
 
 set -euo pipefail
-: "${DATA:=/data/tokens}" "${RUN:=/runs/65B}"
+: "${DATA:=/data}" "${RUN:=/runs/65B}" "${GPUS_PER_NODE:=${SLURM_GPUS_ON_NODE:-8}}"
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=8
@@ -32,9 +34,9 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=1  # a rank that waits for a dead one end
 
 # One torchrun a machine. They meet at the head; if a rank dies, all ranks start again from the last checkpoint.
 exec srun --kill-on-bad-exit=1 torchrun \
-    --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 20 \
+    --nnodes "$SLURM_NNODES" --nproc-per-node "$GPUS_PER_NODE" --max-restarts 100 \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head:29500" \
-    -m llama_course.training \
+    -m llama_course.launch \
     --model 65B --data "$DATA" --run-folder "$RUN" \
     --steps 334000 --batch-size 2048 --seq-len 2048 --lr 1.5e-4 --warmup 2000 \
     --precision bfloat16 --compile --tensor-parallel 8 --checkpointing selective \

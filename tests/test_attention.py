@@ -21,7 +21,8 @@ from llama_course.support.ledger import ledger
 from llama_course.model import Llama, LlamaConfig, Parts
 from llama_course.rope import rotary_table
 from llama_course.support.errors import UserError
-from llama_course.training import Recipe, Step, train
+from llama_course.launch.run import train_in_folder
+from llama_course.training import Recipe, Step
 
 many = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 shapes = dict(B=st.integers(1, 2), K=st.integers(1, 3), group=st.integers(1, 3), T=st.integers(1, 40),
@@ -280,14 +281,14 @@ def test_a_run_notes_its_attention_and_goes_on_only_with_it(tmp_path):
     for backend in (None, *HERE):
         torch.manual_seed(8)
         recipe = Recipe(3, {"text": 1.0}, batch_size=2, seq_len=16, warmup=1, attention=backend)
-        train(Llama(config), shards, recipe, tmp_path / str(backend))
+        train_in_folder(Llama(config), shards, recipe, tmp_path / str(backend))
         lines = (tmp_path / str(backend) / "metrics.jsonl").read_text().splitlines()
         losses[backend] = [json.loads(line)["loss"] for line in lines]
     assert losses[None] == losses["sdpa"]
     for backend in HERE: assert losses[backend] == pytest.approx(losses["sdpa"], rel=1e-4)
     with pytest.raises(UserError, match="attention was naive, is blockwise"):
         other = Recipe(3, {"text": 1.0}, batch_size=2, seq_len=16, warmup=1, attention="blockwise")
-        train(Llama(config), shards, other, tmp_path / "naive")
+        train_in_folder(Llama(config), shards, other, tmp_path / "naive")
 
 
 def test_the_command_refuses_before_anything_is_made(tmp_path):

@@ -21,7 +21,8 @@ from llama_course.support.ledger import ledger, saved_tensors
 from llama_course.model import Block, Llama, LlamaConfig, Parts
 from llama_course.rope import rotary_table
 from llama_course.support.errors import UserError
-from llama_course.training import Recipe, Step, train
+from llama_course.launch.run import train_in_folder
+from llama_course.training import Recipe, Step
 from training_run import make
 
 WAYS = {"full": ("full",), "by hand": ("selective", "hand"), "by policy": ("selective", "policy")}
@@ -294,7 +295,7 @@ def test_training_with_each_mode_gives_the_same_losses(tmp_path):
     losses = {}
     for mode in MODES:
         model, shards, recipe = make(tmp_path, steps=4, checkpointing=mode)
-        train(model, shards, recipe, tmp_path / mode)
+        train_in_folder(model, shards, recipe, tmp_path / mode)
         assert type(model.layers[0]).__name__ == {"none": "Block", "full": "FullBlock", "selective": "ByHandBlock"}[mode]
         lines = (tmp_path / mode / "metrics.jsonl").read_text().splitlines()
         losses[mode] = [json.loads(line)["loss"] for line in lines]

@@ -14,7 +14,7 @@ import torch
 
 from llama_course.command import cli, doctor
 from llama_course.files import load as files
-from llama_course.launch.demo import FORMAT
+from llama_course.files.run import RUN_FORMAT
 from llama_course.model import Llama, LlamaConfig
 from llama_course.support.disk import fingerprint, write_json
 from llama_course.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     Llama(LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=300, max_seq_len=64)).save(folder)
     write_json(
-        folder / "run.json", {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}}
+        folder / "run.json", {"format": RUN_FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}}
     )
     return folder
 
@@ -249,7 +249,7 @@ def test_a_tokenizer_that_does_not_fit(damaged, call):
     refused(call("generate", "--run", damaged, "x"), path, "not the tokenizer")
     Tokenizer.train([WORDS * 5], 290, path)  # of another size, entered in run.json
     write_json(
-        damaged / "run.json", {"format": FORMAT, "tokenizer": fingerprint(path), "settings": {}}
+        damaged / "run.json", {"format": RUN_FORMAT, "tokenizer": fingerprint(path), "settings": {}}
     )
     refused(call("generate", "--run", damaged, "x"), path, "not the tokenizer")
     path.write_bytes(b"no model")
@@ -335,7 +335,7 @@ def test_ctrl_c_in_the_middle_of_a_text(tmp_path):
         folder
     )
     write_json(
-        folder / "run.json", {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}}
+        folder / "run.json", {"format": RUN_FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}}
     )
     process = subprocess.Popen(
         [*BASE, "generate", "--run", folder, "--tokens", "2000", "To be"],

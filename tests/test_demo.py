@@ -9,10 +9,16 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from forked import Forked, as_command
 
 from llama_course.data import shakespeare
-from llama_course.launch.demo import load_run, run_own
+from llama_course.files.run import RunFolder
+from llama_course.files.load import load
+from llama_course.launch.demo import run_own
+from llama_course.report.page import bars, clock, fill_page, report_facts
+from llama_course.report.pictures import running_mean
 from llama_course.support.errors import UserError
 
 STEPS = 10
@@ -27,29 +33,33 @@ def texts(tmp_path_factory):
     return folder
 
 
-def command(texts, run):
-    return [sys.executable, "-m", "llama_course.command.cli", "train", texts, "--run", run, "--steps", str(STEPS), "--json"]
+def command(texts, run, *more):
+    "`llama-course train`, in a process of its own."
+    words = ["train", texts, "--run", run, *(more or ("--steps", STEPS)), "--json"]
+    return Forked(as_command, "llama_course.command.cli", *words)
 
 
 def finish(texts, run):
-    done = subprocess.run(command(texts, run), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = command(texts, run)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    return json.loads(out)
 
 
 def stop_when(ready, texts, run, number):
     "Starts the run and sends the signal as soon as `ready()`; exit status and standard error."
-    process, until = subprocess.Popen(command(texts, run), stderr=subprocess.PIPE, text=True), time.time() + 300
+    process, until = command(texts, run), time.time() + 300
     while not ready() and process.poll() is None and time.time() < until:
         time.sleep(0.01)
     process.send_signal(number)
-    return process.returncode if process.poll() is not None else process.wait(300), process.stderr.read()
+    err = process.communicate(timeout=300)[1]
+    return process.returncode, err
 
 
 def outcome(run):
     "All that must be the same in two runs: losses, weights, results."
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "tokens_per_second")
+    timed = ("seconds", "tokens_per_second", "memory_gib", "mfu")
     return ([{k: v for k, v in row.items() if k not in timed} for row in rows],
             (run / "model.safetensors").read_bytes(), (run / "results.json").read_text(),
             (run / "tokenizer.model").read_bytes(), json.loads((run / "run.json").read_text())["recipe"])
@@ -81,7 +91,7 @@ def test_training_and_held_out_text_share_nothing(whole, texts):
     from llama_course.support.shards import Shard
 
     run, _ = whole
-    _, tokenizer = load_run(run)
+    _, tokenizer = load(run)
     shards = [Shard(run / "data" / f"text.{side}.tokens", tokenizer) for side in ("train", "held_out")]
     train, held_out = (tokenizer.decode(s.tokens) for s in shards)
     lines = [line for line in held_out.splitlines() if len(line) > 30]
@@ -100,7 +110,7 @@ def test_bits_per_byte_by_another_way(whole):
     from llama_course.rope import adjacent_to_half
 
     run, results = whole
-    model, tokenizer = load_run(run)
+    model, tokenizer = load(run)
     c = model.config
     theirs = LlamaForCausalLM(LlamaConfig(
         hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads,
@@ -165,23 +175,24 @@ def test_a_finished_run_is_left_alone(whole, texts):
     (["--model", "pocket"], "was begun with model = demo, now it is pocket"),
 ])
 def test_other_settings_are_refused(changes, named, whole, texts):
-    arguments = [sys.executable, "-m", "llama_course.command.cli", "train", texts, "--run", whole[0], *changes]
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
+    process = command(texts, whole[0], *changes)
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 2 and named in err and err.count("\n") == 1
 
 
 def test_two_at_once(texts, tmp_path):
     run = tmp_path / "run"
-    first = subprocess.Popen(command(texts, run), stderr=subprocess.DEVNULL)
+    first = command(texts, run)
     try:
         while not (run / "run.json").exists() and first.poll() is None:
             time.sleep(0.05)
-        second = subprocess.run(command(texts, run), capture_output=True, text=True)
+        second = command(texts, run)
+        err = second.communicate(timeout=300)[1]
     finally:
         first.kill()
         first.wait()
-    assert second.returncode == 2 and second.stderr.count("\n") == 1
-    assert f"{run} is in use by another process" in second.stderr
+    assert second.returncode == 2 and err.count("\n") == 1
+    assert f"{run} is in use by another process" in err
 
 
 def test_an_altered_shard_is_named_and_can_be_made_again(whole, texts, tmp_path):
@@ -193,8 +204,9 @@ def test_an_altered_shard_is_named_and_can_be_made_again(whole, texts, tmp_path)
     content = bytearray(shard.read_bytes())
     content[-3] ^= 1
     shard.write_bytes(content)
-    done = subprocess.run(command(texts, run), capture_output=True, text=True)
-    assert done.returncode == 2 and f"{shard} is damaged" in done.stderr and "remove the file" in done.stderr
+    process = command(texts, run)
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 2 and f"{shard} is damaged" in err and "remove the file" in err
     shard.unlink()  # as the message says
     code, err = stop_when(shard.exists, texts, run, signal.SIGKILL)
     assert code == -9, err
@@ -205,7 +217,7 @@ def test_minutes_become_steps_once(texts, tmp_path):
     run, play = tmp_path / "run", min(texts.iterdir(), key=lambda path: path.stat().st_size)
     first = run_own([play], run, minutes=0.01, vocab_size=1000)
     about = json.loads((run / "run.json").read_text())
-    assert about["recipe"]["steps"] == max(1, round(60 * 0.01 / about["seconds_a_step"]))
+    assert about["recipe"]["steps"] == max(1, round(60 * 0.01 / about["seconds_per_step"]))
     for name in ("model.safetensors", "config.json", "results.json"):
         (run / name).unlink()
     assert run_own([play], run, minutes=0.01, vocab_size=1000) == first  # measured again it would be another number
@@ -247,9 +259,21 @@ def test_the_report_needs_no_network(whole):
 
 
 def test_samples_are_escaped(whole):
-    from llama_course.launch.demo import sample_box
+    "In the page of the same run, with a sample, a source and a folder that would be markup."
+    run = RunFolder(whole[0])
+    metrics = run.metrics()
+    results = {"samples": [{"prompt": "<b>", "text": "<script>x&y"}], "held_out": {"<i>": whole[1]["held_out"]["text"]}}
+    page = fill_page(report_facts(run, load(run.path)[0], results, metrics) | {"folder": "<u>"}, b"", b"")
+    assert "<pre><b>&lt;b&gt;</b>&lt;script&gt;x&amp;y</pre>" in page and "<b>&lt;i&gt;</b>" in page
+    assert "--run &lt;u&gt;" in page and "<script" not in page
 
-    assert sample_box({"prompt": "<b>", "text": "<script>x&y"}) == "<pre><b>&lt;b&gt;</b>&lt;script&gt;x&amp;y</pre>"
+
+def test_numbers_of_the_report():
+    assert clock(75) == "75 s" and clock(179.7) == "3 min 00 s"
+    mean = running_mean(np.arange(500.0))
+    assert np.allclose(mean[10:-10], np.arange(500)[10:-10], atol=0.51)
+    first, last = bars({"gzip": 4.0, "this model": 2.0}, "this model")
+    assert (first["name"], first["percent"], first["is_ours"], last["percent"]) == ("this model", 40, True, 80)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

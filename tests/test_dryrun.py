@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from llama_course.collectives import spawn
-from llama_course.dryrun import Book, compare, count_step, dry_run, in_words, observe, prepare, pretended, straight, trace
+from llama_course.dryrun import StepRecord, compare, count_step, dry_run, describe_dry_run, observe, prepare_step, pretended, straight, trace
 from llama_course.model import LlamaConfig
 from llama_course.parallel import make_mesh
 from llama_course.planner import Layout, memory, parameters
@@ -20,29 +20,29 @@ from llama_course.support.errors import UserError
 SMALL = LlamaConfig(dim=64, n_layers=3, n_heads=4, vocab_size=96, hidden_dim=192, max_seq_len=32)
 
 
-# --- the book
+# --- the record
 
 
 def test_the_book_knows_when_storages_come_change_and_go():
-    with Book() as book:
+    with StepRecord() as record:
         a = torch.zeros(100)
         view = a[:10]
         a.add_(1)
         del a
         held = view.sum()
         del view
-    sizes = [change for _, _, change in book.rows]
+    sizes = [change for _, _, change in record.rows]
     assert sizes[0] == 400 and sizes.count(-400) == 1 and held.item() == 10
-    assert sum(book.moments()[("before", 0)].values()) in (400, 404)
+    assert sum(record.moments()[("before", 0)].values()) in (400, 404)
 
 
 def test_the_book_sees_storages_resized_to_nothing_and_back():
     before = torch.UntypedStorage.resize_
-    with Book() as book:
+    with StepRecord() as record:
         a = torch.empty(100)
         a.untyped_storage().resize_(0)
         a.untyped_storage().resize_(800)
-    assert [change for _, _, change in book.rows] == [400, -400, 800]
+    assert [change for _, _, change in record.rows] == [400, -400, 800]
     assert torch.UntypedStorage.resize_ is before
 
 
@@ -62,17 +62,17 @@ def real_step(layout):
     torch.set_num_threads(1)
     mesh = make_mesh(layout.tensor)
     batch = torch.zeros(layout.micro_batch, 33, dtype=torch.int64)
-    book = observe(prepare(SMALL, layout, mesh), batch, mesh)
-    return book.moments(), book.messages
+    record = observe(prepare_step(SMALL, layout, mesh), batch, mesh)
+    return record.moments(), record.messages
 
 
 @pytest.mark.parametrize("layout", [Layout(2, 1, True, 2, "none"), Layout(1, 2, True, 2, "selective")])
 def test_two_real_processes_keep_the_same_book(layout):
     real, sent = spawn(real_step, 2, layout)[0]
     with pretended(2):
-        book = trace(SMALL, layout, make_mesh(layout.tensor), 32)
-    dry = book.moments()
-    assert sent == book.messages and real.keys() == dry.keys()
+        record = trace(SMALL, layout, make_mesh(layout.tensor), 32)
+    dry = record.moments()
+    assert sent == record.messages and real.keys() == dry.keys()
     for at, parts in dry.items():  # gloo's threads hold a buffer for a little longer: on the way back, and at the loss
         if at[0] in ("before", "forward"):
             assert real[at] == parts, at
@@ -116,7 +116,7 @@ def test_the_planner_agrees_within_five_percent(name, layout):
     assert report["memory_gib"]["parameters"] == pytest.approx(4 * P / ranks / 2**30, rel=0.06)  # rows are rounded up
     assert report["memory_gib"]["optimizer"] == pytest.approx(8 * P / ranks / 2**30, rel=0.06)
     assert report["planned_gib"] == {part: size / 2**30 for part, size in memory(config, layout).items()}
-    assert f"{sum(report['memory_gib'].values()):.1f} GiB" in in_words(report)
+    assert f"{sum(report['memory_gib'].values()):.1f} GiB" in describe_dry_run(report)
 
 
 def test_more_of_everything_is_counted():

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from llama_course.collectives import spawn
-from llama_course.launch.demo import Run
+from llama_course.files.run import RunFolder
 from llama_course.launch.finetuning import (
     AnswerStep, Rows, Settings, Share, conversation, encode_turns, finetune, fitting, in_words, load_adapter, make_rows,
     own_tasks, read_conversations, read_tokenizer, save_tokenizer)
@@ -192,7 +192,7 @@ def home(tmp_path_factory):
     Llama(SHAPE).save(folder / "start")
     texts = [" ".join(f"{q} Answer: {a}" for q, a in pairs(400, seed)) for seed in range(3)]
     Tokenizer.train(texts, 300, folder / "start" / "tokenizer.model")
-    Run(folder / "start").note(tokenizer=fingerprint(folder / "start" / "tokenizer.model"))
+    RunFolder(folder / "start").note(tokenizer=fingerprint(folder / "start" / "tokenizer.model"))
     rows = [{"instruction": q, "answer": a, "task": q.split()[0]} for q, a in pairs(120)]
     (folder / "letters.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder

@@ -18,8 +18,8 @@ CHAPTERS = [path.stem[3:] for path in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.i
 FOLDERS = "files corpus launch tasks server report classroom".split()
 
 # What still breaks the rules. It may only shrink.
-BACKWARDS = {"serving -> formats", "training -> fault_tolerance"}
-CIRCLES = {"fault_tolerance -> training -> fault_tolerance"}
+BACKWARDS = {"serving -> formats"}
+CIRCLES: set[str] = set()
 INSIDE = {"serving -> formats", "tasks.lm_eval -> model"}
 TWICE = set(
     """DAMAGED FORMAT KINDS Run Share TASKS TEMPLATES Verdict Wire chat check checked choice command

@@ -369,7 +369,8 @@ def test_a_mistake_ends_the_command_with_one_line(tmp_path):
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 def test_train_takes_the_folder(tmp_path, with_tokenizer):
-    from llama_course.launch.demo import Run, run_own
+    from llama_course.files.run import RunFolder
+    from llama_course.launch.demo import run_own
     texts = [prose(i, 300) for i in range(60)]
     lay_out(tmp_path / "in", texts, 3)
     lay_out(tmp_path / "other", [text.upper() for text in texts[:30]], 2)
@@ -391,10 +392,10 @@ def test_train_takes_the_folder(tmp_path, with_tokenizer):
             total = sum(len(tokenizer.encode(text)) + 2 for _, text in texts_of(out, name))
             assert sum(map(len, sides)) == total  # with BOS and EOS of each document, and none on both sides
     run_own([out], tmp_path / "run", steps=2, vocab_size=None if with_tokenizer else 340)
-    run = Run(tmp_path / "run")
-    assert run["recipe"]["proportions"] == {"s": 0.75, "b": 0.25}
-    assert run["settings"]["vocab_size"] == (300 if with_tokenizer else 340)
-    assert (run["tokenizer"] == made["tokenizer"]) == with_tokenizer
+    run = RunFolder(tmp_path / "run")
+    assert run.recipe.proportions == {"s": 0.75, "b": 0.25}
+    assert run.facts.settings["vocab_size"] == (300 if with_tokenizer else 340)
+    assert (run.facts.tokenizer == made["tokenizer"]) == with_tokenizer
     if with_tokenizer:
         assert (tmp_path / "run/data/s.train.tokens").read_bytes() == (out / "tokens/s.train.tokens").read_bytes()
         with pytest.raises(UserError, match="leave --vocab-size out"):

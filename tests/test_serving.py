@@ -324,13 +324,13 @@ def test_a_conversation_forgets_its_beginning_in_time():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "A finished run with a model that has learned nothing."
-    from llama_course.launch.demo import FORMAT
+    from llama_course.files.run import RUN_FORMAT
     from llama_course.tokenizer import Tokenizer
     folder = tmp_path_factory.mktemp("serving") / "tiny"
     tokenizer = Tokenizer.train(["To be, or not to be: that is the question.\n" * 9], 290, folder / "tokenizer.model")
     torch.manual_seed(0)
     Llama(LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=290, max_seq_len=512)).save(folder)
-    write_json(folder / "run.json", {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}})
+    write_json(folder / "run.json", {"format": RUN_FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}})
     return folder
 
 

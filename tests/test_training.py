@@ -1,179 +1,51 @@
-"The training run: killed in every way it goes on, and ends with the losses and weights of an undisturbed run."
-import json
+"The training loop: its lines, its recipe, and bits per byte."
 import math
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
+from llama_course.optimizer import cosine_lr
 from llama_course.support.errors import UserError
-from llama_course.training import bits_per_byte, can_compile, train
-from training_run import Run, make
-
-SCRIPT = Path(__file__).with_name("training_run.py")
+from llama_course.training import Recipe, Step, bits_per_byte, make_loader, train
+from training_run import make
 
 
-def start(folder, *changes):
-    if any("compile" in change for change in changes):  # the compiler begins threads and processes: from scratch
-        command = [sys.executable, SCRIPT, folder, *changes]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return Run(folder, *changes)
+def test_the_loop_is_its_steps(tmp_path):
+    "Each line against a step made by hand; and from the middle, as a resumed run begins."
+    model, shards, recipe = make(tmp_path, steps=6)
+    loader, by_hand = make_loader(shards, recipe), Step(make(tmp_path)[0], recipe)
+    step_of = Step(model, recipe)
+    lines = [next(train(model, loader, recipe, step_of))]
+    lines += train(model, loader, recipe, step_of, first=1)
+    for step, line in enumerate(lines):
+        lr = cosine_lr(step, 6, recipe.lr, recipe.warmup)
+        loss, norm = by_hand(loader.batch(step), lr)
+        assert (line["step"], line["loss"], line["grad_norm"], line["lr"]) == (step + 1, loss, norm, lr)
+        assert line["tokens"] == (step + 1) * 8 * 32
+    assert len(lines) == 6
 
 
-def finish(folder, *changes):
-    "Runs to the end; the weights' fingerprint."
-    process = start(folder, *changes)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out.strip()
+def test_a_rank_reads_its_own_rows_at_the_steps_rate():
+    class Rows:
+        def batch(self, *where): return where
 
-
-def lines(folder):
-    "metrics.jsonl without the clock's fields."
-    timed = ("seconds", "tokens_per_second")
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
-
-
-def stop_at(process, folder, step, number):
-    "Sends the signal as soon as that step is in the metrics; the exit status."
-    path, until = folder / "metrics.jsonl", time.time() + 200
-    while time.time() < until and process.poll() is None:
-        if path.exists() and path.read_bytes().count(b"\n") >= step:
-            process.send_signal(number)
-            break
-        time.sleep(0.005)
-    process.err = process.communicate(timeout=200)[1]
-    return process.returncode
-
-
-def test_the_bar_shows_loss_rate_speed_and_the_time_left(tmp_path):
-    process = start(tmp_path, "steps=3")
-    bar = process.communicate(timeout=200)[1].split("\r")[-1]
-    assert re.search(r"3/3 \[\d\d:\d\d<\d\d:\d\d, .*loss \d\.\d{3}, lr \d\.\de-\d\d, [\d,]+ tokens/s", bar), bar
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    return folder, finish(folder), lines(folder)
-
-
-def test_two_runs_are_equal_bit_for_bit(undisturbed, tmp_path):
-    _, weights, metrics = undisturbed
-    assert [m["step"] for m in metrics] == list(range(1, 41))
-    assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.5  # and it learned something
-    assert finish(tmp_path) == weights and lines(tmp_path) == metrics
-
-
-@pytest.mark.parametrize("number, status", [
-    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["ctrl-c", "kill", "kill -9"])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(number, status, undisturbed, tmp_path):
-    _, weights, metrics = undisturbed
-    for step in (3, 25):  # twice in one run
-        process = start(tmp_path)
-        assert stop_at(process, tmp_path, step, number) == status
-        if number != signal.SIGKILL:
-            assert "stopped after step" in process.err and "Traceback" not in process.err
-    done = max(int(p.name.split("-")[1]) for p in (tmp_path / "checkpoints").iterdir() if not p.name.startswith("."))
-    assert 0 < done < 40
-    assert finish(tmp_path) == weights and lines(tmp_path) == metrics
-
-
-def test_only_the_first_checkpoint_was_written(undisturbed, tmp_path):
-    "With the next save far away: kill -9 loses the steps in between, and they are done again."
-    _, weights, metrics = undisturbed
-    assert stop_at(start(tmp_path, "save_every=1000"), tmp_path, 25, signal.SIGKILL) == -9
-    assert [p.name.split("-")[1] for p in (tmp_path / "checkpoints").glob("step*")] == ["00000001"]
-    assert len(lines(tmp_path)) >= 25
-    assert finish(tmp_path, "save_every=1000") == weights and lines(tmp_path) == metrics
-
-
-@pytest.mark.parametrize("changes", [
-    ("threads=2", "steps=12"),
-    pytest.param(("threads=2", "steps=12", "compile=true", 'precision="bfloat16"'), marks=pytest.mark.skipif(
-        not can_compile(), reason="torch.compile needs a C++ compiler"))], ids=["two threads", "and compiled"])
-def test_with_two_threads_compiled_and_in_bfloat16_too(changes, tmp_path):
-    weights, metrics = finish(tmp_path / "whole", *changes), lines(tmp_path / "whole")
-    assert stop_at(start(tmp_path / "cut", *changes), tmp_path / "cut", 5, signal.SIGINT) == 130
-    assert finish(tmp_path / "cut", *changes) == weights and lines(tmp_path / "cut") == metrics
-
-
-def test_another_recipe_is_refused_and_nothing_is_lost(undisturbed, tmp_path):
-    _, weights, metrics = undisturbed
-    assert stop_at(start(tmp_path), tmp_path, 10, signal.SIGINT) == 130
-    before = {p.name: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
-    process = start(tmp_path, "lr=0.001")
-    err = process.communicate(timeout=200)[1]
-    assert process.returncode == 1 and "UserError" in err and "recipe lr was 0.003, is 0.001" in err
-    assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()} == before
-    assert finish(tmp_path) == weights and lines(tmp_path) == metrics
-
-
-@pytest.mark.parametrize("damage", ["cut", "altered", "empty"])
-def test_a_damaged_checkpoint_is_passed_over(damage, undisturbed, tmp_path):
-    _, weights, metrics = undisturbed
-    assert stop_at(start(tmp_path), tmp_path, 20, signal.SIGINT) == 130
-    newest, older = sorted((tmp_path / "checkpoints").glob("step*"), reverse=True)
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes({"cut": content[:1000], "altered": content, "empty": b""}[damage])
-    process = start(tmp_path)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0 and f"{newest} is damaged" in err
-    assert out.strip() == weights and lines(tmp_path) == metrics
-
-
-def test_lost_metrics_are_named(tmp_path):
-    assert stop_at(start(tmp_path), tmp_path, 10, signal.SIGINT) == 130
-    (tmp_path / "metrics.jsonl").unlink()
-    process = start(tmp_path)
-    err = process.communicate(timeout=200)[1]
-    assert process.returncode == 1 and "UserError" in err and "metrics.jsonl has 0 lines" in err
-
-
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    model, shards, recipe = make(tmp_path)
-    with torch.no_grad():
-        model.norm.weight[0] = math.inf
-    with pytest.raises(UserError, match="step 1: the loss is nan"):
-        train(model, shards, recipe, tmp_path)
-    assert not list(tmp_path.glob("checkpoints/step*"))  # such weights are not kept
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits on files are POSIX")
-def test_a_full_disk_is_one_clear_line(tmp_path):
-    import resource
-    folder = tmp_path / "run"
-    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # a checkpoint takes more
-    process = subprocess.run([sys.executable, SCRIPT, folder], preexec_fn=small, text=True, capture_output=True)
-    assert process.returncode == 1, process.stderr
-    assert "UserError: cannot write" in process.stderr and "free some space" in process.stderr
-    assert "Traceback" not in process.stderr
-    assert not list(folder.rglob("*.part")) and not list(folder.rglob("step-*"))
-
-
-def test_parallelize_is_given_the_model_and_gives_the_one_that_is_trained(tmp_path):
-    model, shards, recipe = make(tmp_path, steps=2)
     seen = []
-    train(model, shards, recipe, tmp_path, parallelize=lambda m: seen.append(m) or m)
-    assert seen == [model]
+    step_of = lambda batch, lr: (seen.append((batch, lr)), (2.0, 1.0))[1]
+    recipe = Recipe(4, {}, batch_size=8, seq_len=4, lr=1.0, warmup=2)
+    (line,) = train(None, Rows(), recipe, step_of, first=3, rank=1, ranks=2)
+    assert seen == [((3, 1, 2), cosine_lr(3, 4, 1.0, 2))] and line["step"] == 4 and line["tokens"] == 4 * 8 * 4
 
 
-def test_no_handler_and_no_mode_is_left_behind(tmp_path):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
-    model, shards, recipe = make(tmp_path, steps=2)
-    train(model, shards, recipe, tmp_path)
-    after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
-    assert before == after
+@pytest.mark.parametrize("wrong, text", [
+    ({"lr": math.nan}, "lr must be a number, not nan"), ({"lr": -1.0}, "lr must be above 0, not -1.0"),
+    ({"precision": "float8"}, "precision must be float32 or bfloat16, not 'float8'"),
+    ({"steps": 0}, "steps must be 1 or more, not 0"), ({"batchsize": 2}, "did you mean batch_size?"),
+    ({"seed": -1}, "seed must be")])
+def test_a_recipe_that_cannot_be_is_one_line(wrong, text):
+    with pytest.raises(UserError) as error:
+        Recipe(**{"steps": 1} | wrong)
+    assert text in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("n", [2, 31, 32, 33, 34, 65, 300])
@@ -188,27 +60,3 @@ def test_bits_per_byte_counts_every_token_once(n, tmp_path):
             nats -= F.log_softmax(model(context[None])[0, -1].double(), -1)[ids[t]].item()
     ours = bits_per_byte(model, ids.numpy(), text_bytes=7 * n, seq_len=32, batch_size=4)
     assert ours == pytest.approx(nats / math.log(2) / (7 * n), rel=1e-5)
-
-
-def test_checkpoint_holds_tied_weights_and_buffers_once(tmp_path):
-    from llama_course.model import Llama, LlamaConfig
-    from llama_course.optimizer import make_optimizer
-    from llama_course.training import load_checkpoint, save_checkpoint
-
-    def build():
-        model = Llama(LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=64, max_seq_len=16, tie_embeddings=True))
-        model.register_buffer("kept", torch.randn(3))
-        return model, make_optimizer(model, 1e-3)
-
-    model, optimizer = build()
-    model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
-    optimizer.step()
-    save_checkpoint(tmp_path, model, optimizer, {"step": 1, "identity": {}})
-    (path,) = tmp_path.iterdir()
-    assert sum(t.numel() == 64 * 32 for n, t in load_file(path).items() if n.startswith("model.")) == 1
-    again, its_optimizer = build()
-    assert load_checkpoint(tmp_path, again, its_optimizer, {})["step"] == 1
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
-    old, new = optimizer.state_dict()["state"], its_optimizer.state_dict()["state"]
-    assert all(torch.equal(old[i][k], new[i][k]) for i in old for k in old[i]) and old.keys() == new.keys()
-    assert again.output.weight is again.tok_embeddings.weight

@@ -1,20 +1,20 @@
-"One small run in its own process, for test_training: `python training_run.py FOLDER [key=value ...]`, or `Run`."
+"One small run in its own process, for test_fault_tolerance: `python training_run.py FOLDER [key=value ...]`, or `Run`."
 import hashlib
 import json
-import multiprocessing
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from forked import Forked
 
 from llama_course.data import Document
 from llama_course.support.shards import write_shard
 from llama_course.model import Llama, LlamaConfig
+from llama_course.launch import run as launch
 from llama_course.support.errors import UserError
-from llama_course.training import Recipe, Stopped, train
+from llama_course.support.signals import Stopped
+from llama_course.training import Recipe
 
 
 class Letters:
@@ -46,11 +46,11 @@ def fingerprint_of(model):
 def run(folder, *changes):
     "The run from its first line to its last: prints the weights' fingerprint, or ends as the command does."
     changes = {k: json.loads(v) for k, v in (c.split("=") for c in changes)}
-    save_every = changes.pop("save_every", 0.0)
+    save_every, launch.PAUSE = changes.pop("save_every", 1), changes.pop("pause", 0.0)
     torch.set_num_threads(changes.pop("threads", 1))
     model, shards, recipe = make(folder, **changes)
     try:
-        train(model, shards, recipe, folder, save_every=save_every)
+        launch.train_in_folder(model, shards, recipe, folder, save_every=save_every)
     except UserError as error:
         sys.exit(f"UserError: {error}")
     except Stopped as stop:
@@ -59,34 +59,9 @@ def run(folder, *changes):
     print(fingerprint_of(model))
 
 
-def told(out, err, *words):
-    "The run, with its two streams in files."
-    for stream, path in ((1, out), (2, err)): os.dup2(os.open(path, os.O_WRONLY), stream)
-    run(*words)
-
-
-class Run:
-    "The run in a new process, used as `subprocess.Popen` is: a fork of one that has PyTorch in memory and did nothing."
-
-    def __init__(self, folder, *changes):
-        context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-        if hasattr(os, "fork"): context.set_forkserver_preload(["llama_course.training"])
-        self.files = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]
-        self.process = context.Process(target=told, args=(*(file.name for file in self.files), str(folder), *changes))
-        self.process.start()
-
-    @property
-    def returncode(self): return self.process.exitcode
-
-    def poll(self): return self.process.exitcode
-
-    def send_signal(self, number):
-        if self.poll() is None: os.kill(self.process.pid, number)
-
-    def communicate(self, timeout=None):
-        self.process.join(timeout)
-        assert self.process.exitcode is not None, "it does not end"
-        return tuple(file.read() for file in self.files)
+def Run(folder, *changes):
+    "The same in a process of its own, used as `subprocess.Popen` is."
+    return Forked(run, str(folder), *changes)
 
 
 if __name__ == "__main__": run(*sys.argv[1:])

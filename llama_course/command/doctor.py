@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from llama_course.command.output import Json, print_result
-from llama_course.training import machine
+from llama_course.launch.machine import machine
 
 COMPILERS = (
     "Debian: apt install g++; macOS: xcode-select --install; Windows: Build Tools for Visual Studio"

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from llama_course.command.output import Json, print_result
-from llama_course.dryrun import compare, in_words
+from llama_course.dryrun import compare, describe_dry_run
 from llama_course.model import LlamaConfig
 from llama_course.planner import Layout, Planning, plan
 from llama_course.support.errors import UserError
@@ -25,7 +25,7 @@ def plan_command(asked: Planning, dry_run: DryRun = False, as_json: Json = False
     if dry_run:
         layout = Layout(**result["layout"])
         result["dry_run"] = compare(LlamaConfig.from_name(asked.model), layout)
-        text += "\n" + in_words(result["dry_run"])
+        text += "\n" + describe_dry_run(result["dry_run"])
     print_result(result, as_json, text)
 
 

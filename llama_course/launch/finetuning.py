@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import safetensors.torch
 import torch
@@ -18,18 +19,21 @@ import typer
 from torch import Tensor, nn
 
 from llama_course.data import Mixture
-from llama_course.launch.demo import Run
+from llama_course.files.run import RunFolder
 from llama_course.instruct import (
     TASKS, Encoded, Packed, add_lora, answer_loss, apart, choose_template, is_held_out, lora_state,
     make_examples, mixture, pack)
 from llama_course.model import Llama
 from llama_course.parallel import make_mesh, parallelize
-from llama_course.fault_tolerance import (
-    Ranks, ShardedSaver, build, go_on, in_one_line, join, option, put, save_whole, whole_tensors)
+from llama_course.fault_tolerance import Ranks, build, set_parameter
+from llama_course.launch.ranks import in_one_line, join
+from llama_course.launch.run import run_identity, run_training
+from llama_course.launch.weights import save_whole, whole_tensors
+from llama_course.support.compare import differences
 from llama_course.support.errors import UserError
 from llama_course.support.disk import atomic_write, fingerprint, only_one, read_json, write_json
 from llama_course.tokenizer import Tokenizer
-from llama_course.training import Recipe, Step, describe, differences
+from llama_course.training import Recipe, Step
 from llama_course.files.checkpoint import Checkpoint
 from llama_course.files.load import load_tokenizer, read_checkpoint
 from llama_course.files.tokenizers import save_tokenizer
@@ -204,7 +208,7 @@ def fill(model: Llama, checkpoint: Checkpoint, seed: int = 0):
         whole = torch.zeros(p.shape)
         if name.endswith(".a"): whole.normal_(std=p.shape[1] ** -0.5, generator=random)
         elif not name.endswith(".b"): checkpoint.sources[name.replace(".linear.", ".")].read(whole)
-        put(model, name, whole)
+        set_parameter(model, name, whole)
 
 def merged(model: Llama) -> Iterator[tuple[str, Tensor]]:
     "The parameters under a Llama's names, each LoRA folded in; all ranks must take part."
@@ -328,7 +332,7 @@ def identity_of(model: Llama, checkpoint: Checkpoint, rows: Rows, recipe: Recipe
         for part in (p.tokens, p.targets, p.answers, p.documents): text.update(part.numpy())
     for path in sorted({piece.path for source in checkpoint.sources.values() for piece in source.pieces}):
         weights.update(samples_of(path))
-    return describe(model, {}, recipe) | {
+    return run_identity(model, {}, recipe) | {
         "text": text.hexdigest()[:16], "weights": weights.hexdigest()[:16], "lora": lora}
 
 
@@ -345,10 +349,10 @@ def is_done(out: Path, identity: dict) -> bool:
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} holds other files and no run: choose another folder.")
         return False
-    about = Run(out).about
-    if "identity" not in about:
+    facts = RunFolder(out).facts
+    if facts.identity is None or facts.kind not in (None, "finetune"):
         raise UserError(f"{out} holds a run that is no finetuning: choose another folder.")
-    if other := differences(about["identity"], identity):
+    if other := differences(facts.identity, identity):
         raise UserError(f"{out} belongs to another run ({other}): go on as it began, or choose another"
                         " folder.")
     return (out / "model.safetensors").is_file()
@@ -362,12 +366,13 @@ def tune(s: Settings, checkpoint: Checkpoint, tokenizer, template, rows: Rows, n
     if is_done(out, identity): return
     with only_one(out) if is_first else nullcontext():
         if is_first:
-            Run(out).note(identity=identity, template=template.name, weights=str(s.weights))
-            Run(out).note(tokenizer=save_tokenizer(tokenizer, out))
+            run = RunFolder(out)
+            run.note(kind="finetune", identity=identity, template=template.name, weights=str(s.weights))
+            run.note(tokenizer=save_tokenizer(tokenizer, out))
         fill(model, checkpoint, s.seed)
         step_of = AnswerStep(model, recipe)
-        saver = ShardedSaver(out / "checkpoints", step_of, identity)
-        go_on(step_of, saver, saver.load(), ranks, rows, out, s.save_every, s.non_finite, s.tensorboard)
+        run_training(step_of, rows, out, identity, ranks=ranks, save_every=s.save_every,
+                     non_finite=s.non_finite, tensorboard=s.tensorboard, locked=True)
         if s.lora: save_adapter(model, out)
         save_whole(merged(model), checkpoint.config, out, checkpoint.dtype)
         if is_first: shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -401,6 +406,11 @@ def in_words(out, result: dict) -> str:
     losses = f"loss {first} to {last} in {result['steps']:,} steps"
     return f"{out} is done: {size}, {losses}.\nTry: llama-course chat --run {out}"
 
+def option(kind, words):
+    "The annotation of an option: its type, and what --help says of it."
+    return Annotated[kind, typer.Option(help=words)]
+
+
 def command(
     weights: option(Path, "A run folder, a GGUF file, or a folder of Meta's or Hugging Face's."),
     out: option(Path, "The run's folder; all ranks must see it."),
@@ -425,7 +435,7 @@ def command(
 ):
     "Finetune a LLaMA on instructions; under torchrun, on many processes."
     told = locals() | {"data": tuple(data or ())}
-    in_one_line(told, lambda told: finetune(Settings(**told)), "llama_course.launch.finetuning")
+    in_one_line("llama_course.launch.finetuning", lambda: finetune(Settings(**told)))
 
 def main():
     "The command `python -m llama_course.launch.finetuning`."

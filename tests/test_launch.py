@@ -7,19 +7,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked, as_command
 
 from llama_course.data import Document
 from llama_course.support.shards import write_shard
 from llama_course.model import Llama, LlamaConfig
-from llama_course.optimizer import cosine_lr
-from llama_course.fault_tolerance import check_finite, flops_per_token, is_whole, newest, one_step, open_shards
+from llama_course.fault_tolerance import check_finite, read_table
+from llama_course.files.run import RunFolder
+from llama_course.files.load import load
+from llama_course.launch import pretrain
+from llama_course.launch.log import gpu_called
+from llama_course.launch.pretrain import open_data
+from llama_course.launch.run import train_in_folder
+from llama_course.planner import GPUS
+from llama_course.support.disk import only_one
 from llama_course.support.errors import UserError
-from llama_course.training import Recipe, train
+from llama_course.tokenizer import Tokenizer
+from llama_course.training import Recipe
 from training_run import Letters
 
 STEPS = 16
@@ -38,14 +46,13 @@ def data(tmp_path_factory):
 def command(data, run, *more, **changes):
     known = dict(model="demo", data=data, run_folder=run, steps=STEPS, batch_size=4, seq_len=32, warmup=4, save_every=4)
     words = [str(w) for name, value in (known | changes).items() for w in (f"--{name.replace('_', '-')}", value)]
-    return ["-m", "llama_course.training", *words, *more]
+    return ["-m", "llama_course.launch", *words, *more]
 
 
 def start(ranks, words, restarts=0):
-    launch = [sys.executable]
-    if ranks > 1:
-        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts),
-                   "--monitor-interval", "0.1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    if ranks == 1: return Forked(as_command, "llama_course.launch.pretrain", *words[2:], OMP_NUM_THREADS="1", TQDM_DISABLE="1")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts),
+              "--monitor-interval", "0.1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     return subprocess.Popen([*launch, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
@@ -108,28 +115,28 @@ def test_a_rank_killed_in_mid_run_comes_back_and_the_curve_is_the_same(data, und
 
 
 def test_it_goes_on_with_another_number_of_ranks(data, undisturbed, tmp_path):
-    "8 steps on one rank; then something half written, and the rest on two ranks that share each matrix."
+    "8 steps on one rank; then something half written, and the rest on two ranks."
     process = start(1, command(data, tmp_path, save_every=4))
     while process.poll() is None and len(lines(tmp_path)) < 8: time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     err = process.communicate(timeout=200)[1]
     assert process.returncode == 143 and "which is saved" in err and "Traceback" not in err
     folder = tmp_path / "checkpoints"
-    good = newest(folder)
-    assert good is not None and 8 <= int(good.name[5:]) < STEPS
+    good = max(folder.glob("step-*"))
+    assert 8 <= int(good.name[5:]) < STEPS
     broken = folder / "step-00000015"  # what a crash may leave: no table of files, then a file cut short
     broken.mkdir()
-    (broken / "__0_0.distcp").write_bytes(b"half")
+    (broken / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
     (left := folder / ".part-00000014").mkdir()
     shutil.copytree(good, short := folder / "step-00000014")
-    with open(next(short.glob("*.distcp")), "r+b") as file: file.truncate(100)
-    assert not is_whole(broken) and not is_whole(short) and newest(folder) == good
-    status, err = finish(2, command(data, tmp_path, "--tensor-parallel", "1"))
-    assert status == 0 and "is damaged and is passed over" in err and not left.exists(), err
+    with open(next(short.glob("*.safetensors")), "r+b") as file: file.truncate(100)
+    assert read_table(broken) is None and read_table(good)["step"] == int(good.name[5:])
+    status, err = finish(2, command(data, tmp_path))
+    assert status == 0 and err.count("is damaged and is passed over") == 2 and not left.exists(), err
     torch.testing.assert_close(losses(tmp_path), losses(undisturbed), rtol=5e-5, atol=0)
 
 
-def test_a_run_is_that_of_chapter_11(data, tmp_path):
+def test_a_run_is_that_of_chapter_15(data, tmp_path):
     "The same weights, batches, rates and losses; and what it leaves is a model."
     status, err = finish(1, command(data, tmp_path / "run", seed=3))
     assert status == 0, err
@@ -139,19 +146,10 @@ def test_a_run_is_that_of_chapter_11(data, tmp_path):
     torch.manual_seed(3)
     model.init_weights()
     recipe = Recipe(STEPS, {"a": 0.25, "b": 0.75}, batch_size=4, seq_len=32, lr=3e-4, warmup=4, seed=3)
-    train(model, open_shards(data)[0], recipe, tmp_path / "alone", save_every=1e9)
+    train_in_folder(model, open_data(data)[0], recipe, tmp_path / "alone", save_every=1000)
     torch.testing.assert_close(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=2e-5, atol=0)
     kept = dict(Llama.load(tmp_path / "run").named_parameters())
     for name, p in model.named_parameters(): torch.testing.assert_close(kept[name], p, rtol=0, atol=2e-4, msg=name)
-
-
-def test_a_rank_reads_its_own_rows_at_the_steps_rate():
-    recipe, seen = Recipe(10, {}, batch_size=8, seq_len=4, lr=1.0, warmup=2), []
-    step_of = lambda batch, lr: (seen.append((batch, lr)), (2.0, 1.0))[1]
-    ranks = SimpleNamespace(rank=1, size=2, agree=lambda loss, asked: (loss, asked))
-    step_of.recipe = recipe
-    line, stop = one_step(step_of, SimpleNamespace(batch=lambda *where: where), ranks, 3, True, 1.0)
-    assert seen == [((3, 1, 2), cosine_lr(3, 10, 1.0, 2))] and line["step"] == 4 and line["tokens"] == 4 * 8 * 4 and stop
 
 
 def test_another_recipe_is_refused(data, undisturbed):
@@ -169,16 +167,74 @@ def test_a_loss_that_is_no_number(told, data, tmp_path):
     else: assert status == 0 and len(rows) == 5 and rows[-1]["skipped"] and rows[-1]["loss"] is None, err
 
 
-@pytest.mark.parametrize("changes, text", [
-    ({"model": "66B"}, "did you mean 65B?"), ({"tensor_parallel": 2}, "1 processes cannot be grouped by 2"),
-    ({"non_finite": "hope"}, "choose stop or skip"), ({"checkpointing": "hope"}, "choose")])
+@pytest.mark.parametrize("changes, text", [({"tensor_parallel": 2}, "1 processes cannot be grouped by 2")])
 def test_mistakes_are_one_line(changes, text, data, tmp_path):
     status, err = finish(1, command(data, tmp_path, **changes))
     assert status == 2 and text in err and "Traceback" not in err and len(err.strip().splitlines()) == 1
 
 
-def test_numbers_and_marks():
-    assert flops_per_token(LlamaConfig.from_name("7B"), 6_738_415_616, 2048) == 6 * 6_738_415_616 + 12 * 32 * 4096 * 2048
+@pytest.mark.parametrize("changes, text", [
+    ({"non_finite": "hope"}, "--non-finite must be stop or skip"), ({"checkpointing": "hope"}, "must be none, full or"),
+    ({"save_every": 0}, "--save-every must be 1 or more"), ({"lr": "nan"}, "--lr must be a number"),
+    ({"lr": -1}, "--lr must be above 0"), ({"seed": -1}, "--seed must be")])
+def test_wrong_options_are_one_line(changes, text, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch", *command(data, tmp_path / "run", **changes)[2:]])
+    with pytest.raises(SystemExit) as end: pretrain.main()
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and text in err and len(err.splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_gpus_and_marks():
+    for name, known in (("NVIDIA A100-SXM4-40GB", "A100-80GB"), ("NVIDIA H100 80GB HBM3", "H100-80GB"),
+                        ("NVIDIA H200", "H200-141GB"), ("NVIDIA GeForce RTX 4090", "RTX-4090")):
+        assert gpu_called(name).flops == GPUS[known].flops
+    assert gpu_called("NVIDIA H100 PCIe") is None and gpu_called("Tesla T4") is None
     line = {"step": 1, "loss": float("inf"), "grad_norm": 1.0}
     assert check_finite(line, "skip") == {"step": 1, "loss": None, "grad_norm": None, "skipped": True}
     with pytest.raises(UserError, match="step 1: the loss is inf"): check_finite(line, "stop")
+
+
+def test_what_the_trainer_leaves_is_read_by_everything(tmp_path):
+    "A folder as `llama-course data` writes it: held-out text is left alone, its shares and its tokenizer are taken over."
+    texts = [" ".join(np.random.default_rng(i).choice(["to", "be", "or", "not"], 3000)) for i in range(2)]
+    prep = tmp_path / "prep"
+    tokenizer = Tokenizer.train(texts, 275, prep / "tokenizer.model")
+    for name, text in zip("ab", texts):
+        for side, part in (("train", text), ("held_out", text[:500])):
+            write_shard(prep / "tokens" / f"{name}.{side}.tokens", [Document(name, side, part)], tokenizer)
+    (prep / "begun.json").write_text("{}")
+    about = {"done": True, "tokenizer": tokenizer.fingerprint, "sources": {n: {"proportion": p} for n, p in zip("ab", (0.9, 0.1))}}
+    (prep / "data.json").write_text(json.dumps(about))
+    for folder in (prep, prep / "tokens"):
+        shards, shares, path = open_data(folder)
+        assert {name: shard.path.name for name, shard in shards.items()} == {"a": "a.train.tokens", "b": "b.train.tokens"}
+        assert shares == {"a": 0.9, "b": 0.1} and path == prep / "tokenizer.model"
+    status, err = finish(1, command(prep, tmp_path / "run", steps=2, warmup=1))
+    assert status == 0, err
+    run = RunFolder(tmp_path / "run")
+    assert run.is_done and run.facts.kind == "pretrain" and run.recipe.proportions == {"a": 0.9, "b": 0.1}
+    model, its = load(run.path)
+    assert its.fingerprint == tokenizer.fingerprint and model.config.vocab_size == 275
+    before = (run.path / "model.safetensors").stat().st_mtime_ns
+    assert finish(1, command(prep, tmp_path / "run", steps=2, warmup=1))[0] == 0
+    assert (run.path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_two_jobs_in_one_folder_are_refused(data, tmp_path):
+    with only_one(tmp_path / "run"):
+        status, err = finish(1, command(data, tmp_path / "run"))
+    assert status == 2 and "is in use by another process" in err and "Traceback" not in err
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="a rank is found by /proc")
+def test_ranks_end_when_their_launcher_dies(data, tmp_path):
+    process = start(2, command(data, tmp_path, steps=100_000))
+    while process.poll() is None and len(lines(tmp_path)) < 2: time.sleep(0.01)
+    ranks = [rank_process(tmp_path, rank) for rank in (0, 1)]
+    process.kill()
+    process.communicate()
+    until = time.time() + 100
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks) and time.time() < until: time.sleep(0.05)
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    saved = max((tmp_path / "checkpoints").glob("step-*"))
+    assert read_table(saved)["step"] == lines(tmp_path)[-1][0]  # they saved what they had

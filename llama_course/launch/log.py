@@ -1,0 +1,121 @@
+"The log of a run: a line of JSON for every step, TensorBoard if wanted, and the progress bar."
+
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from llama_course.planner import GPU, GPUS
+from llama_course.support.disk import atomic_write
+from llama_course.support.errors import UserError, disk_errors
+from llama_course.support.optional import need
+
+
+def first_lines(
+    path: Path,
+    steps: int,  # so many lines, one for each step
+) -> bytes:
+    "The lines of the steps that are done. Raises `UserError` if there are fewer."
+    lines = path.read_bytes().splitlines(keepends=True)[:steps] if steps and path.exists() else []
+    if len(lines) < steps or lines and not lines[-1].endswith(b"\n"):
+        raise UserError(
+            f"{path} has {len(lines)} lines, and the run has done {steps} steps: restore it, or"
+            " remove the folder to begin anew."
+        )
+    return b"".join(lines)
+
+
+class Metrics:
+    "The file metrics.jsonl, a line for each step; it begins with those of the steps that are done."
+
+    def __init__(self, path: str | Path, steps: int = 0):
+        self.path = Path(path)
+        kept = first_lines(self.path, steps)
+        with atomic_write(self.path) as file:
+            file.write(kept)
+        self.file = open(self.path, "ab")
+
+    def write(self, **line: Any) -> None:
+        "Adds one line, which the operating system has at once."
+        with disk_errors(self.path):
+            self.file.write((json.dumps(line) + "\n").encode())
+            self.file.flush()
+
+    def sync(self) -> None:
+        "Brings all lines to the disk."
+        with disk_errors(self.path):
+            os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Log:
+    "The log of the first rank; the others have none."
+
+    shown = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib")
+
+    def __init__(self, folder: Path, first: int, steps: int, tensorboard: bool = False):
+        self.metrics = Metrics(folder / "metrics.jsonl", first)
+        self.bar = tqdm(
+            total=steps,
+            initial=first,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+        self.board: Any = None
+        if tensorboard:
+            need("tensorboard", "log")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+
+    def write(self, line: dict) -> None:
+        "One step: into the file, on the bar, to TensorBoard."
+        self.metrics.write(**line)
+        loss = math.nan if line["loss"] is None else line["loss"]
+        speed = f"{line['tokens_per_second']:,.0f} tokens/s"
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {line['lr']:.1e}, {speed}", refresh=False)
+        self.bar.update()
+        for name in self.shown if self.board else ():
+            if line[name] is not None:
+                self.board.add_scalar(name, line[name], line["step"])
+
+    def close(self) -> None:
+        for part in (self.bar, self.metrics, self.board):
+            if part is not None:
+                part.close()
+
+
+def gpu_called(name: str) -> GPU | None:
+    "The entry of the planner's list for a GPU that calls itself so; None where it is not known."
+    if re.search("H100 (PCIe|NVL)", name):
+        return None  # a smaller chip than the H100 of the list
+    for gpu in GPUS.values():
+        if re.sub(r"-\d+GB$", "", gpu.name).replace("-", " ") in name.replace("-", " "):
+            return gpu
+    return None
+
+
+def own_gpu() -> GPU | None:
+    "The same of this process's GPU."
+    return gpu_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+def memory_in_use() -> float | None:
+    "The most memory that this rank has had, in GiB: of the GPU, or of the process."
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
