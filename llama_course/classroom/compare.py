@@ -19,7 +19,7 @@ def tolerance(
     return factor * limits.eps * size.clamp(min=limits.tiny)
 
 
-def describe(thing: Any) -> str:
+def in_few_words(thing: Any) -> str:
     "A few words for any object."
     if isinstance(thing, Tensor):
         return f"{tuple(thing.shape)} {str(thing.dtype).removeprefix('torch.')}"
@@ -41,7 +41,7 @@ def misfit(
         return misfit([got[k] for k in want], list(want.values()), dtype, factor)
     if isinstance(want, (tuple, list)):
         if not isinstance(got, (tuple, list)) or len(got) != len(want):
-            return f"{describe(got)} came back, {len(want)} results are expected"
+            return f"{in_few_words(got)} came back, {len(want)} results are expected"
         parts = [misfit(g, w, dtype, factor) for g, w in zip(got, want)]
         return next((f"result {i}: {part}" for i, part in enumerate(parts) if part), "")
     number = isinstance(got, (int, float)) and isinstance(want, float) and not isinstance(got, bool)
@@ -50,7 +50,7 @@ def misfit(
     same_kind = isinstance(got, bool) == isinstance(want, bool) and not isinstance(got, Tensor)
     if same_kind and got == want:
         return ""
-    return f"{describe(got)} came back, {describe(want)} is expected"
+    return f"{in_few_words(got)} came back, {in_few_words(want)} is expected"
 
 
 def _close(got: float, want: float, relative: float) -> bool:
@@ -64,12 +64,12 @@ def _tensor_misfit(got: Any, want: Tensor, dtype: torch.dtype | None, factor: fl
     "How a tensor differs from its reference; `misfit` for one tensor."
     if not isinstance(got, Tensor):
         remark = " (no `return`?)" if got is None else ""
-        return f"{describe(got)} came back, a tensor is expected{remark}"
+        return f"{in_few_words(got)} came back, a tensor is expected{remark}"
     exact = not want.dtype.is_floating_point
     like = torch.empty((), dtype=want.dtype if exact or dtype is None else dtype)
     like = like.expand(want.shape)
     if got.shape != want.shape or got.dtype != like.dtype:
-        return f"{describe(got)} came back, {describe(like)} is expected"
+        return f"{in_few_words(got)} came back, {in_few_words(like)} is expected"
     allowed = torch.zeros_like(want, dtype=torch.float64)
     if not exact:
         allowed = tolerance(want.double(), like.dtype, factor).expand(want.shape)

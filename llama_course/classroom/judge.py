@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from llama_course.classroom.compare import describe, misfit
+from llama_course.classroom.compare import in_few_words, misfit
 from llama_course.classroom.exercise import LOOKS, Exercise, Mistake
 from llama_course.classroom.observation import Observation, observe, one_line
 from llama_course.classroom.report import Report
@@ -116,7 +116,7 @@ def make_case(exercise: Exercise, args: Any, seed: int) -> Case:
         )
     truth = observe(exercise.truth, *wide, wrt=exercise.where, cotangent=_widen(cotangent))
     assert not truth.error, truth.error
-    text = ", ".join(f"{name} {describe(arg)}" for name, arg in zip(exercise.names, args))
+    text = ", ".join(f"{name} {in_few_words(arg)}" for name, arg in zip(exercise.names, args))
     factor = exercise.factor * exercise.condition(*args)
     return Case(tuple(args), truth, cotangent, dtype, factor, text)
 

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from llama_course.classroom.compare import describe
+from llama_course.classroom.compare import in_few_words
 from llama_course.classroom.exercise import find_exercise
 from llama_course.classroom.judge import judge
 from llama_course.classroom.observation import observe
@@ -41,7 +41,9 @@ def check(
 ) -> Report:
     "The judgement of your function, in this process. Raises `UserError` for what is no answer."
     if not callable(answer):
-        raise UserError(f"check takes a function, as in check(rms_norm), not {describe(answer)}")
+        raise UserError(
+            f"check takes a function, as in check(rms_norm), not {in_few_words(answer)}"
+        )
     own_name: str = getattr(answer, "__name__", type(answer).__name__)
     exercise = find_exercise(name or own_name)
     watch = functools.partial(observe, answer, call=exercise.call)

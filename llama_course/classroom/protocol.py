@@ -60,7 +60,7 @@ class ObservationReply(Reply):
 AnyReply = TypeVar("AnyReply", bound=Reply)
 
 
-def pack(
+def pack_tree(
     tree: Any,  # tensors, numbers, texts, bytes; tuples, lists and dicts of these
     tensors: dict[str, Tensor],  # gets the tensors
 ) -> dict:
@@ -75,27 +75,27 @@ def pack(
         return {"is": tree}
     if isinstance(tree, (list, tuple)):
         kind = "tuple" if isinstance(tree, tuple) else "list"
-        return {kind: [pack(part, tensors) for part in tree]}
+        return {kind: [pack_tree(part, tensors) for part in tree]}
     if isinstance(tree, dict):
-        return {"dict": [[pack(k, tensors), pack(v, tensors)] for k, v in tree.items()]}
+        return {"dict": [[pack_tree(k, tensors), pack_tree(v, tensors)] for k, v in tree.items()]}
     if isinstance(tree, bytes):
         return {"bytes": tree.hex()}
     return {"other": type(tree).__name__}
 
 
-def unpack(packed: dict, tensors: dict[str, Tensor]) -> Any:
-    "The tree again. Raises for what `pack` has not made."
+def unpack_tree(packed: dict, tensors: dict[str, Tensor]) -> Any:
+    "The tree again. Raises for what `pack_tree` has not made."
     ((kind, thing),) = packed.items()
     match kind:
         case "tensor":
             key, order = thing
             return tensors[key].permute([order.index(i) for i in range(len(order))])
         case "list":
-            return [unpack(part, tensors) for part in thing]
+            return [unpack_tree(part, tensors) for part in thing]
         case "tuple":
-            return tuple(unpack(part, tensors) for part in thing)
+            return tuple(unpack_tree(part, tensors) for part in thing)
         case "dict":
-            return {unpack(k, tensors): unpack(v, tensors) for k, v in thing}
+            return {unpack_tree(k, tensors): unpack_tree(v, tensors) for k, v in thing}
         case "bytes":
             return bytes.fromhex(thing)
         case "is" if thing is None or type(thing) in SCALARS:
@@ -108,7 +108,7 @@ def unpack(packed: dict, tensors: dict[str, Tensor]) -> Any:
 def send(sock: socket.socket, message: dict, tree: Any = None) -> None:
     "Sends one message. Raises `ValueError` for one that is too large."
     tensors: dict[str, Tensor] = {}
-    body = json.dumps({"message": message, "tree": pack(tree, tensors)}).encode()
+    body = json.dumps({"message": message, "tree": pack_tree(tree, tensors)}).encode()
     blob = safetensors.torch.save(tensors) if tensors else b""
     if len(body) + len(blob) > LARGEST_MESSAGE:
         raise ValueError(f"{len(body) + len(blob):,} bytes are more than a message may have")
@@ -138,7 +138,7 @@ def receive(
     body, blob = read(sizes[0]), read(sizes[1])
     try:
         whole = json.loads(body)
-        tree = unpack(whole["tree"], safetensors.torch.load(blob) if blob else {})
+        tree = unpack_tree(whole["tree"], safetensors.torch.load(blob) if blob else {})
         return whole["message"], tree
     except Exception as error:  # of whatever kind: these bytes are somebody else's
         raise ForeignMessage(type(error).__name__) from None

@@ -26,8 +26,8 @@ from llama_course.classroom.protocol import (
 from llama_course.support.errors import UserError
 from llama_course.support.fence import Fence, ForkServer, Worker, installed_packages
 
-KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-SET = {
+KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+SET_VARIABLES = {
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "Agg", "USER": "learner",
 }  # fmt: skip
@@ -69,8 +69,10 @@ def fork_server() -> ForkServer:
     if SERVERS and SERVERS[0].process and SERVERS[0].process.poll() is not None:
         close_fork_server()
     if not SERVERS:
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ} | SET
-        server = ForkServer("llama_course.classroom.worker", environment=environment)
+        environment = {
+            name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ
+        } | SET_VARIABLES
+        server = ForkServer("llama_course.classroom.worker:NOTEBOOKS", environment=environment)
         SERVERS.append(server.__enter__())
     return SERVERS[0]
 
@@ -92,10 +94,12 @@ class Alone:
             ours = f"socket(fileno={sock.fileno()})"
         start = (
             f"import sys, socket; sys.path[:0] = {[library, *filter(os.path.isdir, sys.path)]!r}; "
-            "from llama_course.classroom import worker; worker.prepare(); print(flush=True); "
+            "from llama_course.classroom import worker; worker.import_early(); print(flush=True); "
             f"worker.answers([socket.{ours}.detach()], {folder!r})"
         )
-        environment = {name: os.environ[name] for name in KEPT if name in os.environ} | SET
+        environment = {
+            name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ
+        } | SET_VARIABLES
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-c", start],
             env=environment,

@@ -25,6 +25,7 @@ from llama_course.classroom import compare, observation, protocol
 from llama_course.classroom.exercise import load_exercises
 from llama_course.classroom.observation import Observation, one_line
 from llama_course.support import ledger
+from llama_course.support.fence import Lives
 from llama_course.support.ledger import Counter, Ledger
 
 
@@ -124,7 +125,7 @@ def guard(
     return put_back
 
 
-def prepare() -> None:
+def import_early() -> None:
     "What the fork server imports and looks up, as far as this happens at its first use otherwise."
     load_exercises()
     torch.set_num_threads(1)
@@ -166,4 +167,4 @@ def answers(
             send(sock, {**reply, "error": str(error)}, nothing)
 
 
-LIVES = {"answers": answers}
+NOTEBOOKS = Lives({"answers": answers}, import_early)

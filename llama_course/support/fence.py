@@ -47,7 +47,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 from llama_course.support.seccomp import c_call, forbid
@@ -80,7 +79,7 @@ class Fence:
 # ------------------------------------------------------------------- building it
 
 
-def standard_library() -> list[str]:
+def python_folders() -> list[str]:
     "The folders that Python needs to import its standard library."
     folders = [os.path.dirname(os.__file__), *SYSTEM]
     return [folder for folder in folders if os.path.isdir(folder)]
@@ -103,7 +102,7 @@ def make_root(fence: Fence) -> None:
     root = "/proc"  # of all folders the one that nothing here needs: the new root is put over it
     c_call("mount", None, b"/", None, RECURSIVE | PRIVATE, None)
     c_call("mount", b"none", root.encode(), b"tmpfs", flags, b"size=4m,mode=755")
-    _bind(root, [*standard_library(), *fence.readable])
+    _bind(root, [*python_folders(), *fence.readable])
     for folder in (HOME, "/dev"):
         os.makedirs(root + folder, exist_ok=True)
     for device in DEVICES:
@@ -158,7 +157,7 @@ def enclose(fence: Fence) -> None:
     c_call("capset", header, nothing)
 
 
-def memory_in_use() -> int:  # bytes of address space
+def address_space() -> int:  # bytes of address space
     "What this process has now; behind the fence there is no `/proc` to ask."
     pages = Path("/proc/self/statm")
     return (
@@ -219,7 +218,7 @@ def monitor(
     os.setsid()
     _close_all_but([*keep, control.fileno()])
     proc = os.open("/proc", os.O_RDONLY) if sys.platform == "linux" else -1
-    used, home = memory_in_use(), HOME
+    used, home = address_space(), HOME
     if not why:
         try:
             enclose(fence)
@@ -356,16 +355,24 @@ def _close_all_but(keep: Iterable[int]) -> None:
 # ------------------------------------------------------------------- the fork server
 
 
+@dataclass(frozen=True)
+class Lives:
+    "What the workers of a fork server may do."
+
+    by_name: dict[str, Callable[..., None]]  # life(fds, **arguments)
+    import_early: Callable[[], None] = lambda: None  # what the server imports before it forks
+
+
 def serve_forks(
     control: socket.socket,  # to the one who wants workers
-    module: ModuleType,  # with `prepare()` and `LIVES`: name -> life(fds, **arguments)
+    lives: Lives,
 ) -> None:
     "Starts a monitor for each request until the socket closes."
     early = (
         sys.platform == "linux"
     )  # elsewhere a process that has imported PyTorch cannot fork well
     if early:
-        module.prepare()
+        lives.import_early()
     why = trial()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the monitors
     while (message := socket.recv_fds(control, 1 << 16, 8))[0]:
@@ -375,8 +382,8 @@ def serve_forks(
 
             def life(request: dict = request, fds: list[int] = fds) -> None:
                 if not early:
-                    module.prepare()
-                module.LIVES[request["life"]](fds, **request["arguments"])
+                    lives.import_early()
+                lives.by_name[request["life"]](fds, **request["arguments"])
 
             try:
                 fence = Fence(
@@ -426,11 +433,11 @@ class ForkServer:
 
     def __init__(
         self,
-        module: str,  # has `prepare()` and `LIVES`
+        lives: str,  # what its workers may do: "package.module:NAME" of a `Lives`
         packages: bool = True,  # whether the workers can import installed packages
         environment: dict[str, str] | None = None,
     ):
-        self.module, self.packages, self.environment = module, packages, environment or {}
+        self.lives, self.packages, self.environment = lives, packages, environment or {}
         self.process: subprocess.Popen | None = None
         self.lock = threading.Lock()
 
@@ -438,11 +445,12 @@ class ForkServer:
         "The fork server's command line; `sock` is the socket that it listens to."
         root = str(Path(sys.modules["llama_course"].__path__[0]).parent)
         paths = [path for path in sys.path if os.path.isdir(path)] if self.packages else []
+        module, name = self.lives.split(":")
         start = (
             f"import sys, socket, importlib; sys.path[:] = [*sys.path, {root!r}, *{paths!r}]; "
-            f"module = importlib.import_module({self.module!r}); "
+            f"lives = importlib.import_module({module!r}).{name}; "
             "from llama_course.support import fence, seccomp; "
-            f"fence.serve_forks(socket.socket(fileno={sock}), module)"
+            f"fence.serve_forks(socket.socket(fileno={sock}), lives)"
         )
         alone = ["-I", "-B"] if self.packages else ["-I", "-B", "-S"]
         return [sys.executable, *alone, "-X", "utf8", "-c", start]
@@ -470,7 +478,7 @@ class ForkServer:
 
     def start(
         self,
-        life: str,  # a name in the module's `LIVES`
+        life: str,  # its name
         fds: list[int],  # that the worker gets
         fence: Fence,
         **arguments: Any,  # of the life, as JSON can hold them

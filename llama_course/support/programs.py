@@ -12,19 +12,18 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llama_course.support.errors import UserError
-from llama_course.support.fence import Fence, ForkServer
+from llama_course.support.fence import Fence, ForkServer, Lives
 
 
-def pack(
+def to_plain(
     value,
     keep,  # called with what is no plain data; its number goes instead
 ):
-    "A tree that JSON can hold, from which `unpack` makes the value again."
+    "A tree that JSON can hold, from which `from_plain` makes the value again."
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -38,18 +37,18 @@ def pack(
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if isinstance(value, dict):
-        return {"dict": [[pack(k, keep), pack(v, keep)] for k, v in value.items()]}
+        return {"dict": [[to_plain(k, keep), to_plain(v, keep)] for k, v in value.items()]}
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
-            return {kind.__name__: [pack(part, keep) for part in kind.__iter__(value)]}
+            return {kind.__name__: [to_plain(part, keep) for part in kind.__iter__(value)]}
     return {"kept": keep(value)}
 
 
-def unpack(
+def from_plain(
     tree,
     kept,  # called with the number of a thing that was kept
 ):
-    "The value that `pack` was given."
+    "The value that `to_plain` was given."
     if not isinstance(tree, dict):
         return tree
     ((kind, inside),) = tree.items()
@@ -62,14 +61,14 @@ def unpack(
     if kind == "bytes":
         return bytes.fromhex(inside)
     if kind == "dict":
-        return {unpack(k, kept): unpack(v, kept) for k, v in inside}
+        return {from_plain(k, kept): from_plain(v, kept) for k, v in inside}
     if kind == "kept":
         return kept(inside)
     sequence = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
-    return sequence(unpack(part, kept) for part in inside)
+    return sequence(from_plain(part, kept) for part in inside)
 
 
-class Wire:
+class JsonLines:
     "Messages over a socket, one line of JSON each."
 
     def __init__(self, sock):
@@ -92,7 +91,7 @@ def perform(
     kept: list,  # things that the other side knows by number
 ):
     "The value that was asked for."
-    see = lambda tree: unpack(tree, kept.__getitem__)
+    see = lambda tree: from_plain(tree, kept.__getitem__)
     if ask["do"] == "find":
         return names[ask["name"]]
     thing = see(ask["thing"])
@@ -109,8 +108,8 @@ def answer_calls(
     sock,  # to the tests
     program: str,
 ):
-    "The life of the program's cell: it runs the program, then does what the tests ask."
-    wire, kept, module = Wire(sock), [], type(sys)("program")
+    "The life of the program's worker: it runs the program, then does what the tests ask."
+    wire, kept, module = JsonLines(sock), [], type(sys)("program")
 
     def keep(thing):
         kept.append(thing)
@@ -124,7 +123,7 @@ def answer_calls(
     wire.say(done=done[:200])
     while True:
         try:
-            reply = {"value": pack(perform(wire.hear(), module.__dict__, kept), keep)}
+            reply = {"value": to_plain(perform(wire.hear(), module.__dict__, kept), keep)}
         except EOFError:
             return
         except BaseException as error:
@@ -133,7 +132,7 @@ def answer_calls(
 
 
 class Kept:
-    "A thing in the program's cell, as the tests see it."
+    "A thing in the program's worker, as the tests see it."
 
     def __init__(self, ask, number):
         self.__dict__.update(_ask=ask, _number=number)
@@ -153,8 +152,8 @@ class Kept:
         self._ask("set", self, name=name, value=value)
 
 
-def asker(wire: Wire):
-    "A function that asks the program's cell for something and gives the value that comes back."
+def asker(wire: JsonLines):
+    "A function that asks the program's worker for something and gives the value that comes back."
 
     def number(thing):
         if isinstance(thing, Kept):
@@ -162,12 +161,12 @@ def asker(wire: Wire):
         raise TypeError(f"a {type(thing).__name__} cannot be sent to the program")
 
     def ask(do, thing=None, **more):
-        tree = {key: more[key] if key == "name" else pack(more[key], number) for key in more}
-        wire.say(do=do, thing=pack(thing, number), **tree)
+        tree = {key: more[key] if key == "name" else to_plain(more[key], number) for key in more}
+        wire.say(do=do, thing=to_plain(thing, number), **tree)
         reply = wire.hear()
         if "error" in reply:
             raise RuntimeError(reply["error"])
-        return unpack(reply["value"], lambda n: Kept(ask, n))
+        return from_plain(reply["value"], lambda n: Kept(ask, n))
 
     return ask
 
@@ -176,8 +175,8 @@ def run_tests(
     sock,  # to the program
     job: dict,  # "before", "names", "tests"
 ) -> str:  # empty: passed; else why not
-    "Runs the tests, with the program's names standing for what is in the other cell."
-    wire, space = Wire(sock), {"__name__": "tests"}
+    "Runs the tests, with the program's names standing for what is in the other worker."
+    wire, space = JsonLines(sock), {"__name__": "tests"}
     try:
         exec(job["before"], space)
         if (done := wire.hear()["done"]) != "it ran":
@@ -207,19 +206,17 @@ def run_judge(fds: list[int]) -> None:
     os.write(verdict, json.dumps({"passed": not reason, "reason": reason}).encode())
 
 
-LIVES: dict[str, Callable] = {
-    "program": run_program,
-    "tests": run_judge,
-    "nothing": lambda fds: None,
-}
+PROGRAMS = Lives(
+    {
+        "program": run_program,
+        "tests": run_judge,
+        "nothing": lambda fds: None,
+    }
+)
 ANYWAY = "LLAMA_COURSE_RUN_PROGRAMS_WITHOUT_ISOLATION"
 
 
-def prepare() -> None:
-    "What the fork server imports before it forks: all of it is imported already."
-
-
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     "Whether a program passes its tests."
 
     passed: bool
@@ -241,7 +238,7 @@ class Sandbox:
             raise UserError("programs are not run on Windows: use its Linux, WSL.")
         anyway = without_isolation or os.environ.get(ANYWAY) == "1"
         self.fence = replace(fence, required=not anyway)
-        self.server = ForkServer(__name__, packages=False)
+        self.server = ForkServer(f"{__name__}:PROGRAMS", packages=False)
 
     def __enter__(self) -> "Sandbox":
         self.server.__enter__()
@@ -268,7 +265,7 @@ class Sandbox:
         tests: str,  # assertions
         names: list[str],  # what the program defines and the tests use
         before: str = "",  # runs before the tests, beside them: definitions that they need
-    ) -> Verdict:
+    ) -> Outcome:
         "Whether the tests pass."
         job = json.dumps({"before": before, "tests": tests, "names": list(names)})
         fence = replace(
@@ -288,7 +285,7 @@ class Sandbox:
             os.close(writer)
             writer = -1
             if refused := next((w.refused for w in workers if w.refused), ""):
-                return Verdict(False, f"the fence fell: {refused}")
+                return Outcome(False, f"the fence fell: {refused}")
             said = hear_verdict(verdict, end)
         finally:
             os.close(verdict)
@@ -296,7 +293,7 @@ class Sandbox:
                 os.close(writer)
             for worker in workers:
                 worker.end()
-        return said or Verdict(False, f"no end in {self.fence.seconds:g} s")
+        return said or Outcome(False, f"no end in {self.fence.seconds:g} s")
 
 
 def as_file(text: str) -> Any:
@@ -307,11 +304,11 @@ def as_file(text: str) -> Any:
     return file
 
 
-def hear_verdict(pipe: int, deadline: float) -> Verdict | None:
+def hear_verdict(pipe: int, deadline: float) -> Outcome | None:
     "What the tests say; nothing if they say it too late."
     said = b""
     while select.select([pipe], [], [], max(0, deadline - time.monotonic()))[0]:
         if not (more := os.read(pipe, 4096)):
-            return Verdict(**json.loads(said)) if said else Verdict(False, "its worker broke")
+            return Outcome(**json.loads(said)) if said else Outcome(False, "its worker broke")
         said += more
     return None

@@ -37,12 +37,17 @@ STARTING = {  # forbidden as well to a process that may start none
 }  # fmt: skip
 PROCESSORS = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, the kernel's name
 
-LOAD, MASK, EQUAL, AT_LEAST, ANY_BIT, LEAVE = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # of BPF
-ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-REFUSE, UNKNOWN = ERROR | 1, ERROR | 38  # EPERM; ENOSYS, at which the C library takes an older call
-NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # places of a call's number and arguments
-NEW_NAMESPACE = 0x7E020080  # the flags of `clone` for user, pid, net, mount, ipc, uts, cgroup, time
-Step = tuple[int, int, int, int]  # operation, steps to skip if true, if false, operand
+_LOAD, _MASK, _EQUAL, _AT_LEAST, _ANY_BIT, _LEAVE = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # of BPF
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_REFUSE, _UNKNOWN = (
+    _ERROR | 1,
+    _ERROR | 38,
+)  # EPERM; ENOSYS, at which the C library takes an older call
+_NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24  # places of a call's number and arguments
+_NEW_NAMESPACE = (
+    0x7E020080  # the flags of `clone` for user, pid, net, mount, ipc, uts, cgroup, time
+)
+FilterStep = tuple[int, int, int, int]  # operation, steps to skip if true, if false, operand
 
 
 class Filter(ctypes.Structure):
@@ -67,32 +72,32 @@ def c_call(
 def filter_steps(
     machine: str,  # such as "x86_64"
     may_start: bool,  # threads and processes, in the namespaces that there are
-) -> list[Step]:
+) -> list[FilterStep]:
     "The filter's program. Raises `OSError` for a processor whose numbers are not known here."
     if machine not in PROCESSORS:
         raise OSError(0, f"no list of calls for {machine}")
     column, name = PROCESSORS[machine]
     steps = [
-        (LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, name), (LEAVE, 0, 0, KILL),
-        (LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, 1 << 30), (LEAVE, 0, 0, KILL),  # x32's numbers
+        (_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, name), (_LEAVE, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, 1 << 30), (_LEAVE, 0, 0, _KILL),  # x32's numbers
     ]  # fmt: skip
     calls = FORBIDDEN if may_start else FORBIDDEN | STARTING
     for number in filter(None, (numbers[column] for numbers in calls.values())):
-        steps += [(EQUAL, 0, 1, number), (LEAVE, 0, 0, REFUSE)]
+        steps += [(_EQUAL, 0, 1, number), (_LEAVE, 0, 0, _REFUSE)]
     clone, clone3, pair = (
         STARTING[call][column] or 0 for call in ("clone", "clone3", "socketpair")
     )
     if may_start:
         steps += [
             # the flags of clone3 lie in memory, where no filter can look
-            (EQUAL, 0, 1, clone3), (LEAVE, 0, 0, UNKNOWN),
-            (EQUAL, 0, 4, clone), (LOAD, 0, 0, FIRST),
-            (ANY_BIT, 0, 1, NEW_NAMESPACE), (LEAVE, 0, 0, REFUSE), (LEAVE, 0, 0, ALLOW),
+            (_EQUAL, 0, 1, clone3), (_LEAVE, 0, 0, _UNKNOWN),
+            (_EQUAL, 0, 4, clone), (_LOAD, 0, 0, _FIRST),
+            (_ANY_BIT, 0, 1, _NEW_NAMESPACE), (_LEAVE, 0, 0, _REFUSE), (_LEAVE, 0, 0, _ALLOW),
             # a pair of streams is a pipe; a pair of datagram sockets could be sent to any name
-            (EQUAL, 0, 5, pair), (LOAD, 0, 0, SECOND), (MASK, 0, 0, 15),
-            (EQUAL, 1, 0, 1), (LEAVE, 0, 0, REFUSE), (LEAVE, 0, 0, ALLOW),
+            (_EQUAL, 0, 5, pair), (_LOAD, 0, 0, _SECOND), (_MASK, 0, 0, 15),
+            (_EQUAL, 1, 0, 1), (_LEAVE, 0, 0, _REFUSE), (_LEAVE, 0, 0, _ALLOW),
         ]  # fmt: skip
-    return [*steps, (LEAVE, 0, 0, ALLOW)]
+    return [*steps, (_LEAVE, 0, 0, _ALLOW)]
 
 
 def forbid(may_start: bool = False) -> None:
