@@ -12,7 +12,7 @@ if threading.current_thread() is threading.main_thread():
 
 # With several workers a file goes to one of them as a whole. The longest begin, or everybody waits for the last one;
 # what pytest-xdist would put first are the files with the most tests, and the slowest have few.
-LONGEST = "grading demo launch fault_tolerance files site parallel quantization generation serving cli".split()
+LONGEST = "grading exercises demo launch fault_tolerance files site parallel quantization generation serving cli".split()
 
 
 def pytest_configure(config):

@@ -1,5 +1,5 @@
-"""The fence around notebooks: each measure is tried by code that wants out (C5). What programs may do besides is in
-test_programs.py."""
+"""The fence around notebooks: each measure is tried by code that wants out (C5). What is refused to
+programs besides is in test_programs.py."""
 
 import os
 import socket
@@ -86,7 +86,8 @@ def test_what_a_learner_needs_is_there(server):
         child.start(), child.join()
         out = subprocess.run([sys.executable, "-c", "print(6 * 7)"], capture_output=True, text=True)
         say(out.stdout.strip())
-        say(subprocess.run("echo a shell | cat", shell=True, capture_output=True, text=True).stdout.strip())
+        out = subprocess.run("echo a shell | cat", shell=True, capture_output=True, text=True)
+        say(out.stdout.strip())
         with tempfile.NamedTemporaryFile("w+") as file:
             file.write("a file"), file.seek(0), say(file.read())
         say(len(open("/dev/urandom", "rb").read(8)))
@@ -155,7 +156,10 @@ def test_no_device_but_four(server):
     said = attempt(server, "import os; say(sorted(os.listdir('/dev')))")
     assert said == str(sorted([*DEVICES, "shm"]))
     for name, number in (("mem", (1, 1)), ("zero", (1, 5)), ("sda", (8, 0))):
-        made = f"import os, stat; os.mknod({HOME!r} + '/{name}', 0o600 | stat.S_IFCHR, os.makedev{number})"
+        made = (
+            f"import os, stat; os.mknod({HOME!r} + '/{name}', 0o600 | stat.S_IFCHR, "
+            f"os.makedev{number})"
+        )
         assert "not permitted" in attempt(server, made)
     assert "not permitted" in attempt(
         server, "import os; os.mkfifo('pipe'); os.mknod('x', 0o600 | 0o060000, 2048)"
@@ -168,7 +172,8 @@ def test_no_device_but_four(server):
 
 
 def test_no_server_is_reached(server, tmp_path):
-    "Neither by the network nor by a Unix socket, be it a file that can be read or an abstract name."
+    """Neither by the network nor by a Unix socket, be it a file that can be read or an abstract
+    name."""
     unix, abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     with socket.create_server(("127.0.0.1", 0)) as tcp, unix, abstract:
         unix.bind(str(tmp_path / "socket"))
@@ -209,14 +214,31 @@ def test_no_process_but_its_own_is_seen(server):
     assert "ProcessLookupError" in attempt(server, "import os, signal; os.kill(-1, signal.SIGKILL)")
 
 
-@pytest.mark.parametrize("call", [
-    "ptrace(0, 0, 0, 0)", "unshare(1 << 28)", "setns(0, 0)", "mount(b'x', b'/scratch', b'tmpfs', 0, None)",
-    "mount(None, b'/', None, 32, None)", "umount2(b'/usr', 2)", "chroot(b'/scratch')", "memfd_create(b'x', 0)",
-    "shmget(0, 1 << 20, 0o1666)", "process_vm_readv(1, None, 0, None, 0, 0)", "clone(0, 0, 1 << 28 | 17, 0)",
-    "syscall(NUMBER['bpf'], 0, 0, 0)", "syscall(NUMBER['io_uring_setup'], 1, 0)", "syscall(NUMBER['keyctl'], 0, 0)",
-    "syscall(NUMBER['clone'], 1 << 28 | 17, 0, 0, 0, 0)", "syscall(NUMBER['clone'], 1 << 29 | 17, 0, 0, 0, 0)",
-    "syscall(NUMBER['pidfd_open'], 1, 0)", "setuid(0)", "setresuid(0, 0, 0)", "setgroups(0, None)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ptrace(0, 0, 0, 0)",
+        "unshare(1 << 28)",
+        "setns(0, 0)",
+        "mount(b'x', b'/scratch', b'tmpfs', 0, None)",
+        "mount(None, b'/', None, 32, None)",
+        "umount2(b'/usr', 2)",
+        "chroot(b'/scratch')",
+        "memfd_create(b'x', 0)",
+        "shmget(0, 1 << 20, 0o1666)",
+        "process_vm_readv(1, None, 0, None, 0, 0)",
+        "clone(0, 0, 1 << 28 | 17, 0)",
+        "syscall(NUMBER['bpf'], 0, 0, 0)",
+        "syscall(NUMBER['io_uring_setup'], 1, 0)",
+        "syscall(NUMBER['keyctl'], 0, 0)",
+        "syscall(NUMBER['clone'], 1 << 28 | 17, 0, 0, 0, 0)",
+        "syscall(NUMBER['clone'], 1 << 29 | 17, 0, 0, 0, 0)",
+        "syscall(NUMBER['pidfd_open'], 1, 0)",
+        "setuid(0)",
+        "setresuid(0, 0, 0)",
+        "setgroups(0, None)",
+    ],
+)
 def test_what_is_forbidden_is_an_error(server, call):
     if os.uname().machine not in seccomp.PROCESSORS:
         pytest.skip("another processor")
@@ -316,7 +338,10 @@ def test_open_files_are_bounded(server):
 
 
 def test_output_leads_nowhere(server, capfd):
-    source = "import os\nfor fd in (1, 2): os.write(fd, b'x' * 99999)\nprint('y' * 99999)\nsay(repr(os.read(0, 9)))"
+    source = (
+        "import os\nfor fd in (1, 2): os.write(fd, b'x' * 99999)\nprint('y' * 99999)\n"
+        "say(repr(os.read(0, 9)))"
+    )
     assert attempt(server, source) == "b''"
     assert capfd.readouterr() == ("", "")
 
@@ -356,7 +381,8 @@ import os, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_fence as t
 with t.ForkServer("test_fence:SOURCES") as server:
-    worker = server.start("source", [1], t.ROOMY, source="import time; say('here'); time.sleep(1000)")
+    worker = server.start("source", [1], t.ROOMY, source="import time; say('here'); "
+    "time.sleep(1000)")
     time.sleep(1000)
 """
     with subprocess.Popen(

@@ -99,10 +99,15 @@ def test_what_passes_and_what_does_not(box):
 
 def test_the_whole_standard_library_is_there(box):
     modules = (
-        "math re random collections itertools heapq bisect functools string datetime decimal fractions json hashlib"
-        " statistics typing copy operator cmath array struct zlib bz2 lzma ctypes dataclasses enum unicodedata queue"
+        "math re random collections itertools heapq bisect functools string datetime decimal "
+        "fractions json hashlib"
+        " statistics typing copy operator cmath array struct zlib bz2 lzma ctypes "
+        "dataclasses enum unicodedata queue"
     )
-    program = f"import {', '.join(modules.split())}\n{RIGHT}\n@dataclasses.dataclass\nclass P:\n    x: int"
+    program = (
+        f"import {', '.join(modules.split())}\n{RIGHT}\n@dataclasses.dataclass\n"
+        f"class P:\n    x: int"
+    )
     assert box.run(program, TESTS, ["double"]) == (True, "")
     assert box.run("import torch", "", []).reason.startswith("ModuleNotFoundError")
 
@@ -195,7 +200,8 @@ LIES = {
     "ends well in a call": "import os\ndef double(x): os._exit(0)",
     "leaves with SystemExit": "import sys; sys.exit(0)",
     "prints success": 'print(\'{"passed": true, "reason": ""}\', flush=True)\nprint(\'1 passed\')',
-    "is equal to everything": "class Any:\n    def __eq__(self, o): return True\ndef double(x): return Any()",
+    "is equal to everything": "class Any:\n    def __eq__(self, o): return True\n"
+    "def double(x): return Any()",
     "a number that is equal to everything": "class N(int):\n    def __eq__(self, o): return True\n"
     "    __hash__ = int.__hash__\ndef double(x): return N(7)",
     "replaces builtins": "import builtins\nbuiltins.AssertionError = type('E', (Exception,), {})\n"
@@ -206,16 +212,19 @@ LIES = {
     "writes to every file": "import os\ndef double(x):\n    for fd in range(3, 100):\n"
     '        try: os.write(fd, b\'{"passed": true, "reason": ""}\')\n'
     "        except OSError: pass\n    return 0",
-    "answers more than was asked": "import gc, socket\ndef double(x):\n    for s in gc.get_objects():\n"
+    "answers more than was asked": "import gc, socket\ndef double(x):\n"
+    "    for s in gc.get_objects():\n"
     "        if isinstance(s, socket.socket):\n"
     '            s.send(b\'{"value": {"int": "5"}}\\n\' * 9)\n    return 0',
     "closes all": "import os\nos.closerange(0, 100)\ndef double(x): return x + x",
-    "an exit at the end": "import atexit, os\natexit.register(os._exit, 0)\ndef double(x): return 0",
+    "an exit at the end": "import atexit, os\natexit.register(os._exit, 0)\n"
+    "def double(x): return 0",
     "keeps what it is asked": "def double(x): return double",
     "code for the other side": "def double(x): return '__import__(\"os\")._exit(0)'",
     "an attribute for a value": "class D:\n    def __getattr__(self, n): return 4\n"
     "    def __call__(self, x): return 3\ndouble = D()",
-    "a traceback hook": "import sys\nsys.excepthook = sys.settrace = lambda *a: __import__('os')._exit(0)\n"
+    "a traceback hook": "import sys\nsys.excepthook = sys.settrace = lambda *a: "
+    "__import__('os')._exit(0)\n"
     "def double(x): return 0",
 }
 
@@ -254,7 +263,8 @@ REFUSED = {  # each must raise an OSError or return -1 in the cell
     "vfork by number": CALL + "assert libc.syscall(58) != -1",
     "start a program": "import os\nos.execv('/usr/lib/x', ['x'])",
     "start a shell": "import subprocess\nsubprocess.run(['/bin/sh', '-c', 'true'])",
-    "a thread": "import threading\ntry: threading.Thread(target=print).start()\nexcept RuntimeError: raise OSError",
+    "a thread": "import threading\ntry: threading.Thread(target=print).start()\n"
+    "except RuntimeError: raise OSError",
     "a socket": "import socket\nsocket.socket()",
     "a socket by number": CALL + "assert libc.syscall(41, 2, 1, 0) != -1",
     "a pair of sockets": "import socket\nsocket.socketpair()",
@@ -274,9 +284,11 @@ REFUSED = {  # each must raise an OSError or return -1 in the cell
     "remove the library": "import os\nos.unlink(os.__file__)",
     "change the library's mode": "import os\nos.chmod(os.__file__, 0o777)",
     "see processes": "import os\nos.listdir('/proc')[0]\n",
-    "see devices": "import os\nassert os.listdir('/dev') != ['null', 'random', 'shm', 'urandom', 'zero']\n"
+    "see devices": "import os\nassert os.listdir('/dev') != ['null', 'random', 'shm', "
+    "'urandom', 'zero']\n"
     "open('/dev/tty')",
-    "see more than it needs": "import os\nassert {*os.listdir('/')} - {'dev', 'lib', 'lib64', 'scratch', 'tmp', 'usr',"
+    "see more than it needs": "import os\nassert {*os.listdir('/')} - {'dev', 'lib', "
+    "'lib64', 'scratch', 'tmp', 'usr',"
     " os.__file__.split('/')[1]}",
     "see accounts": "open('/etc/passwd')",
     "a large file": "open('f', 'wb').write(bytes(5 << 20))",
@@ -286,7 +298,8 @@ REFUSED = {  # each must raise an OSError or return -1 in the cell
     "a gigabyte": "try: x = bytes(1 << 30)\nexcept MemoryError: raise OSError",
     "many megabytes": "x = []\ntry:\n    while len(x) < 2000: x.append(bytearray(1 << 20))\n"
     "except MemoryError: x = 0; raise OSError",
-    "higher limits": "import resource\ntry: resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))\n"
+    "higher limits": "import resource\ntry: resource.setrlimit(resource.RLIMIT_AS, (1 << 40, "
+    "1 << 40))\n"
     "except ValueError: raise OSError",
     "the end of all others": "import os, signal\nos.kill(-1, signal.SIGKILL)",
 }
@@ -321,11 +334,15 @@ def test_files_of_the_user_are_out_of_reach(box, tmp_path, monkeypatch):
             "FOUND = 's3cret' if b's3cret' in open('/proc/1/environ', 'rb').read() else ''",
             f"import shutil; shutil.rmtree({str(tmp_path / 'keep')!r})",
             f"import shutil; shutil.rmtree({str(tmp_path)!r}, ignore_errors=True)",
-            f"import os; os.symlink({str(tmp_path)!r}, 'link'); FOUND = open('link/.ssh/id_ed25519').read()",
+            f"import os; os.symlink({str(tmp_path)!r}, 'link'); FOUND = "
+            f"open('link/.ssh/id_ed25519').read()",
             f"import os; os.chdir({'../' * 30!r}); FOUND = open({str(key)[1:]!r}).read()",
             f"open({str(tmp_path / 'written')!r}, 'w').write('x')",
         ):
-            program = f"FOUND = ''\ntry:\n    {attack}\nexcept (OSError, KeyError): pass\ndef found(): return FOUND"
+            program = (
+                f"FOUND = ''\ntry:\n    {attack}\nexcept (OSError, KeyError): pass\n"
+                f"def found(): return FOUND"
+            )
             assert told(fresh, program).reason.startswith("AssertionError"), attack
     with Sandbox(
         fence=Fence(seconds=1.5)
@@ -340,7 +357,10 @@ def test_no_server_is_reached(box):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
         port = server.getsockname()[1]
-        program = f"import socket\ndef found():\n    with socket.create_connection(('127.0.0.1', {port})): return 's3cret'"
+        program = (
+            f"import socket\ndef found():\n"
+            f"    with socket.create_connection(('127.0.0.1', {port})): return 's3cret'"
+        )
         assert "not permitted" in told(box, program).reason
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -411,8 +431,10 @@ def test_nothing_is_left_running():
 
 def test_when_the_caller_dies_all_die(tmp_path):
     code = (
-        "import sys, time\nfrom llama_course.support.programs import Sandbox\nfrom llama_course.support.fence import Fence\n"
-        "with Sandbox(fence=Fence(seconds=1000)) as box:\n    print(box.server.process.pid, flush=True)\n"
+        "import sys, time\nfrom llama_course.support.programs import Sandbox\n"
+        "from llama_course.support.fence import Fence\n"
+        "with Sandbox(fence=Fence(seconds=1000)) as box:\n"
+        "    print(box.server.process.pid, flush=True)\n"
         "    box.run('import time; time.sleep(1000)', '', ['x'])"
     )
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -479,8 +501,8 @@ def test_by_name_it_runs_behind_the_other_walls(monkeypatch, tmp_path):
             assert not weak.run(lie, TESTS, ["double"]).passed
         assert not told(weak, "import os\ndef found(): return os.environ.get('API_TOKEN')").passed
         home = (
-            "import os\ndef found(): return 's3cret' if os.getcwd() != %r and not os.listdir('.') else ''"
-            % os.getcwd()
+            f"import os\nHERE = {os.getcwd()!r}\ndef found():\n"
+            "    return 's3cret' if os.getcwd() != HERE and not os.listdir('.') else ''"
         )
         assert told(weak, home).passed
         if sys.platform == "linux":
@@ -501,7 +523,10 @@ def test_each_wall_stands_alone(box, monkeypatch, tmp_path):
             "not permitted"
             in told(fence_only, "import os\ndef found(): os.chroot('/scratch')").reason
         )
-        alone = "import os\ndef found(): return 's3cret' if os.getpid() == 1 and os.getuid() == 65534 else ''"
+        alone = (
+            "import os\ndef found(): return 's3cret' if os.getpid() == 1 and os.getuid() "
+            "== 65534 else ''"
+        )
         assert told(fence_only, alone).passed
         lost = "import os, time\nif os.fork() == 0: time.sleep(1000)\ndef found(): return 's3cret'"
         first = set(processes())

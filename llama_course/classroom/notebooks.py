@@ -63,8 +63,14 @@ def defined_names(source: str) -> set[str]:
         words = re.findall(r"\w+", line)
         if line.startswith(("def ", "class ")):
             names |= set(words[1:2])
-        elif words and line.startswith(words[0]) and line[len(words[0]) :].lstrip(" ")[:1] == "=":
+        elif words and line.startswith(words[0]) and _assigns(line[len(words[0]) :]):
             names.add(words[0])
         if "import" in words:
             names |= set(words[words.index("import") + 1 :])
     return names
+
+
+def _assigns(rest: str) -> bool:
+    "Whether what follows a name assigns to it."
+    rest = rest.lstrip(" ")
+    return rest.startswith("=") and not rest.startswith("==")
