@@ -15,6 +15,7 @@ import torch
 
 from .generation import KVCache, check_prompt, check_sampling, next_logits, sample_next
 from .model import Llama, LlamaConfig
+from .planner import block_matrices
 from .support.errors import UserError
 from .support.patch import patch
 
@@ -27,8 +28,7 @@ def step_bytes(
 ) -> tuple[int, int]:  # of the weights, of the caches
     "What one more token for each of B texts must read from memory."
     c = config
-    attention = 2 * c.dim * (c.dim + c.n_kv_heads * c.head_dim)
-    weights = c.n_layers * (attention + 3 * c.dim * c.hidden_dim) + c.vocab_size * c.dim
+    weights = c.n_layers * block_matrices(c) + c.vocab_size * c.dim
     cache = 2 * c.n_layers * length * c.n_kv_heads * c.head_dim
     return itemsize * weights, itemsize * batch_size * cache
 

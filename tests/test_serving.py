@@ -1,4 +1,5 @@
-"The server: batches as they come, OpenAI's protocol, limits, a real process, the page in a browser."
+"The server: continuous batches, OpenAI's protocol, limits, a real process, the page in a browser."
+
 import contextlib
 import gc
 import json
@@ -14,15 +15,16 @@ import pytest
 import torch
 
 from llama_course.attention import Attention
+from llama_course.files.run import RunFolder
 from llama_course.generation import KVCache, generate
 from llama_course.model import Llama, LlamaConfig, Parts
-from llama_course.support.errors import UserError
-from llama_course.support.disk import write_json
 from llama_course.server.app import Serving, make_app, page, refusal, serve
 from llama_course.server.conversation import chat, chat_prompt
 from llama_course.server.requests import Sampling
 from llama_course.server.worker import BatchWorker, QueueFull
 from llama_course.serving import Batcher, Job, step_bytes
+from llama_course.support.errors import UserError
+from llama_course.tokenizer import Tokenizer
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 from starlette.testclient import TestClient  # noqa: E402
@@ -30,14 +32,27 @@ from starlette.testclient import TestClient  # noqa: E402
 
 class Bytes:
     "Each byte is a token; 0 begins and 1 ends a text."
+
     vocab_size, bos_id, eos_id = 256, 0, 1
-    def encode(self, text, bos=False): return [0] * bos + list(text.encode())
-    def decode(self, ids): return bytes(i for i in ids if i > 1).decode(errors="replace")
+
+    def encode(self, text, bos=False):
+        return [0] * bos + list(text.encode())
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i > 1).decode(errors="replace")
 
 
 def small(context=64, seed=0, **changes):
     torch.manual_seed(seed)
-    shape = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=256, hidden_dim=48, max_seq_len=context)
+    shape = dict(
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        vocab_size=256,
+        hidden_dim=48,
+        max_seq_len=context,
+    )
     return Llama(LlamaConfig(**shape | changes)).double().eval()
 
 
@@ -48,7 +63,9 @@ def submitted(worker, *jobs):
     "The jobs' texts and events, before they are done."
     texts, events = [[] for _ in jobs], [threading.Event() for _ in jobs]
     for job, text, event in zip(jobs, texts, events):
-        job.on_token = lambda i, text=text, event=event: event.set() if i is None else text.append(i)
+        job.on_token = lambda i, text=text, event=event: (
+            event.set() if i is None else text.append(i)
+        )
         worker.submit(job)
     return texts, events
 
@@ -73,19 +90,36 @@ def worker():
 
 def test_without_a_thread_texts_are_those_written_alone():
     batcher, seen = Batcher(small(), rows=2), []
-    jobs = [Job([5] * n, m, dict(temperature=1.3), n) for n, m in ((1, 30), (40, 5), (3, 61), (2, 1), (9, 0), (4, 7))]
+    jobs = [
+        Job([5] * n, m, dict(temperature=1.3), n)
+        for n, m in ((1, 30), (40, 5), (3, 61), (2, 1), (9, 0), (4, 7))
+    ]
     jobs[5].cancelled, jobs[0].on_token = True, seen.append
-    for job in jobs: batcher.submit(job)
-    while not batcher.is_idle(): batcher.step()
+    for job in jobs:
+        batcher.submit(job)
+    while not batcher.is_idle():
+        batcher.step()
     for job in jobs[:5]:
-        assert job.ids == list(generate(small(), job.prompt, job.max_new_tokens, 1.3, seed=job.seed))
-    assert seen == [*jobs[0].ids, None] and [job.reason for job in jobs] == ["length"] * 5 + ["cancelled"]
-    assert batcher.steps == 64 and batcher.cache.lengths.tolist() == [0, 0]  # 4 of the second, then 60
+        assert job.ids == list(
+            generate(small(), job.prompt, job.max_new_tokens, 1.3, seed=job.seed)
+        )
+    assert seen == [*jobs[0].ids, None] and [job.reason for job in jobs] == ["length"] * 5 + [
+        "cancelled"
+    ]
+    assert batcher.steps == 64 and batcher.cache.lengths.tolist() == [
+        0,
+        0,
+    ]  # 4 of the second, then 60
 
 
 def test_in_a_batch_as_alone(worker):
-    wanted = [([5] * n, room, seed) for n, room, seed in ((1, 30, 1), (40, 5, 2), (3, 61, 3), (2, 1, 4), (9, 20, 5))]
-    texts = finished(worker, *(Job(p, n, dict(temperature=1.3, top_p=0.9), seed) for p, n, seed in wanted))
+    wanted = [
+        ([5] * n, room, seed)
+        for n, room, seed in ((1, 30, 1), (40, 5, 2), (3, 61, 3), (2, 1, 4), (9, 20, 5))
+    ]
+    texts = finished(
+        worker, *(Job(p, n, dict(temperature=1.3, top_p=0.9), seed) for p, n, seed in wanted)
+    )
     for text, (prompt, n, seed) in zip(texts, wanted):
         assert text == list(generate(small(), prompt, n, 1.3, top_p=0.9, seed=seed))
 
@@ -105,9 +139,22 @@ def test_a_step_looks_at_no_place_that_no_text_has_filled():
     layer = model.layers[0].attention
     layer.register_forward_pre_hook(lambda _, args: ends.append(args[3].end))
     batcher = Batcher(model, rows=3)
-    for job in (Job([1] * 40, 3, seed=0), Job([1], 9, seed=0)): batcher.submit(job)
-    while not batcher.is_idle(): batcher.step()
-    assert ends == [40, 1, 41, 42, 4, 5, 6, 7, 8, 9]  # two prompts; two steps with the long text; the rest without
+    for job in (Job([1] * 40, 3, seed=0), Job([1], 9, seed=0)):
+        batcher.submit(job)
+    while not batcher.is_idle():
+        batcher.step()
+    assert ends == [
+        40,
+        1,
+        41,
+        42,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]  # two prompts; two steps with the long text; the rest without
 
 
 class Unturned(Attention):
@@ -134,7 +181,8 @@ def test_a_full_queue_refuses_and_then_takes_again(worker):
     worker.submit(slow)
     waiting = [Job([1], 2, seed=0) for _ in range(4)]
     texts, events = submitted(worker, *waiting)
-    with pytest.raises(QueueFull): worker.submit(Job([1], 2))
+    with pytest.raises(QueueFull):
+        worker.submit(Job([1], 2))
     gate.set()
     assert all(event.wait(60) for event in events)
     assert len(finished(worker, Job([1], 2))[0]) == 2
@@ -143,7 +191,8 @@ def test_a_full_queue_refuses_and_then_takes_again(worker):
 def test_who_goes_away_frees_the_row():
     worker, gone = working(rows=1), Job([1], 60, seed=0)
     texts, (event,) = submitted(worker, gone)
-    while not texts[0]: time.sleep(0.001)
+    while not texts[0]:
+        time.sleep(0.001)
     gone.cancelled = True
     assert event.wait(60) and gone.reason == "cancelled" and len(texts[0]) < 60
     assert len(finished(worker, Job([1], 3))[0]) == 3
@@ -157,7 +206,8 @@ def test_closing_ends_everybody():
     worker.close()
     assert all(event.wait(10) for event in events) and not worker.thread.is_alive()
     assert jobs[2].reason == "cancelled"
-    with pytest.raises(QueueFull): worker.submit(Job([1], 2))
+    with pytest.raises(QueueFull):
+        worker.submit(Job([1], 2))
 
 
 def test_a_fault_in_the_model_leaves_nobody_waiting(capfd):
@@ -168,15 +218,22 @@ def test_a_fault_in_the_model_leaves_nobody_waiting(capfd):
     _, events = submitted(worker, *jobs)
     both.set()
     assert all(event.wait(60) for event in events)
-    assert [job.reason for job in jobs] == ["error", "error"] and "ZeroDivisionError" in capfd.readouterr().err
-    with pytest.raises(QueueFull): worker.submit(Job([1], 2))
+    assert [job.reason for job in jobs] == [
+        "error",
+        "error",
+    ] and "ZeroDivisionError" in capfd.readouterr().err
+    with pytest.raises(QueueFull):
+        worker.submit(Job([1], 2))
     assert refusal(worker).status == 503  # waiting would not help
 
 
-@pytest.mark.parametrize("wrong", [
-    dict(prompt=[]), dict(prompt=[999]), dict(max_new_tokens=64), dict(sampling=dict(top_p=7))])
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(prompt=[]), dict(prompt=[999]), dict(max_new_tokens=64), dict(sampling=dict(top_p=7))],
+)
 def test_jobs_that_cannot_be_are_refused(worker, wrong):
-    with pytest.raises(UserError): worker.submit(Job(**dict(prompt=[1], max_new_tokens=3) | wrong))
+    with pytest.raises(UserError):
+        worker.submit(Job(**dict(prompt=[1], max_new_tokens=3) | wrong))
     assert len(finished(worker, *(Job([1], 2) for _ in range(5)))) == 5  # no place was lost
 
 
@@ -184,7 +241,8 @@ def test_bytes_of_a_step():
     for changes in ({}, dict(n_kv_heads=1), dict(tie_embeddings=True)):
         model = small(**changes)
         read = {p.data_ptr(): p for p in model.parameters() if p.dim() == 2}
-        if not model.config.tie_embeddings: del read[model.tok_embeddings.weight.data_ptr()]
+        if not model.config.tie_embeddings:
+            del read[model.tok_embeddings.weight.data_ptr()]
         weights, cache = step_bytes(model.config, 64, 3, 8)
         assert weights == sum(p.nbytes for p in read.values())
         kept = KVCache(model, 3, 64)
@@ -207,15 +265,27 @@ def post(client, path="completions", **body):
 def test_models_and_page(client):
     assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny"]
     answer = client.get("/")
-    assert "default-src 'none'" in answer.headers["content-security-policy"] and "tiny" in answer.text
-    assert "http" not in page("m") and "&lt;b&gt;" in page("<b>") and "<b>" not in page("<b>")  # and loads nothing
+    assert (
+        "default-src 'none'" in answer.headers["content-security-policy"] and "tiny" in answer.text
+    )
+    assert (
+        "http" not in page("m") and "&lt;b&gt;" in page("<b>") and "<b>" not in page("<b>")
+    )  # and loads nothing
 
 
 def test_a_completion_is_what_generate_writes(client):
-    found = post(client, prompt=["To", "be"], max_tokens=9, temperature=0.7, top_k=40, seed=4, n=2).json()
-    assert [c["index"] for c in found["choices"]] == [0, 1, 2, 3] and found["object"] == "text_completion"
-    for choice, (prompt, seed) in zip(found["choices"], [("To", 4), ("To", 5), ("be", 4), ("be", 5)]):
-        ids = list(generate(small(), Bytes().encode(prompt, bos=True), 9, 0.7, 40, seed=seed, stop_id=1))
+    found = post(
+        client, prompt=["To", "be"], max_tokens=9, temperature=0.7, top_k=40, seed=4, n=2
+    ).json()
+    assert [c["index"] for c in found["choices"]] == [0, 1, 2, 3] and found[
+        "object"
+    ] == "text_completion"
+    for choice, (prompt, seed) in zip(
+        found["choices"], [("To", 4), ("To", 5), ("be", 4), ("be", 5)]
+    ):
+        ids = list(
+            generate(small(), Bytes().encode(prompt, bos=True), 9, 0.7, 40, seed=seed, stop_id=1)
+        )
         assert choice["text"] == Bytes().decode(ids)
         assert choice["finish_reason"] == ("length" if len(ids) == 9 else "stop")
     assert found["usage"]["prompt_tokens"] == 6
@@ -231,7 +301,9 @@ def events(answer):
 def test_a_stream_is_the_answer_in_pieces(client):
     body = dict(messages=[{"role": "user", "content": "½?"}], max_tokens=20, seed=2)
     whole = post(client, "chat/completions", **body).json()["choices"][0]
-    answer = post(client, "chat/completions", **body, stream=True, stream_options={"include_usage": True})
+    answer = post(
+        client, "chat/completions", **body, stream=True, stream_options={"include_usage": True}
+    )
     assert answer.headers["content-type"].startswith("text/event-stream")
     *parts, last, usage = events(answer)
     assert parts[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -246,18 +318,42 @@ def test_a_stop_string_ends_an_answer(client):
     text = post(client, prompt="x", max_tokens=40, seed=1).json()["choices"][0]["text"]
     stop = next(c for c in text[5:] if c != "\ufffd")
     found = post(client, prompt="x", max_tokens=40, seed=1, stop=stop).json()["choices"][0]
-    assert found == {"index": 0, "text": text[:text.index(stop)], "logprobs": None, "finish_reason": "stop"}
+    assert found == {
+        "index": 0,
+        "text": text[: text.index(stop)],
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
 
 
-@pytest.mark.parametrize("body, status, param", [
-    ({"model": "gpt-4"}, 404, "model"), ({"model": None}, 400, "model"), ({"prompt": None}, 400, "prompt"),
-    ({"prompt": 5}, 400, "prompt"), ({"prompt": []}, 400, "prompt"), ({"prompt": [[]]}, 400, "prompt"),
-    ({"prompt": [999]}, 400, "prompt"), ({"prompt": [True]}, 400, "prompt"), ({"prompt": ["a", 5]}, 400, "prompt"),
-    ({"prompt": "x" * 64}, 400, "prompt"), ({"max_tokens": 64}, 400, "prompt"), ({"max_tokens": True}, 400, "max_tokens"),
-    ({"max_tokens": 0}, 400, "max_tokens"), ({"max_tokens": "9"}, 400, "max_tokens"),
-    ({"temperature": 2.1}, 400, "temperature"), ({"top_p": -1}, 400, "top_p"), ({"n": 9}, 400, "n"),
-    ({"stop": ["a"] * 5}, 400, "stop"), ({"stop": [3]}, 400, "stop"), ({"stream": 1}, 400, "stream"),
-    ({"logprobs": 3}, 400, "logprobs"), ({"tools": [{}]}, 400, "tools"), ({"surprise": 1}, 400, "surprise")])
+@pytest.mark.parametrize(
+    "body, status, param",
+    [
+        ({"model": "gpt-4"}, 404, "model"),
+        ({"model": None}, 400, "model"),
+        ({"prompt": None}, 400, "prompt"),
+        ({"prompt": 5}, 400, "prompt"),
+        ({"prompt": []}, 400, "prompt"),
+        ({"prompt": [[]]}, 400, "prompt"),
+        ({"prompt": [999]}, 400, "prompt"),
+        ({"prompt": [True]}, 400, "prompt"),
+        ({"prompt": ["a", 5]}, 400, "prompt"),
+        ({"prompt": "x" * 64}, 400, "prompt"),
+        ({"max_tokens": 64}, 400, "prompt"),
+        ({"max_tokens": True}, 400, "max_tokens"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": "9"}, 400, "max_tokens"),
+        ({"temperature": 2.1}, 400, "temperature"),
+        ({"top_p": -1}, 400, "top_p"),
+        ({"n": 9}, 400, "n"),
+        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"stop": [3]}, 400, "stop"),
+        ({"stream": 1}, 400, "stream"),
+        ({"logprobs": 3}, 400, "logprobs"),
+        ({"tools": [{}]}, 400, "tools"),
+        ({"surprise": 1}, 400, "surprise"),
+    ],
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_wrong_is_said(client, body, status, param, stream):
     answer = post(client, **{"prompt": "x", "max_tokens": 3, "stream": stream} | body)
@@ -275,9 +371,12 @@ def test_numbers_too_small_for_the_model_do_not_stop_it(client):
 
 def test_bodies_that_are_no_requests(client):
     send = lambda content, kind="application/json": client.post(
-        "/v1/completions", content=content, headers={"content-type": kind})
+        "/v1/completions", content=content, headers={"content-type": kind}
+    )
     assert send("{").status_code == send("[]").status_code == send(b"\xff").status_code == 400
-    assert send('{"model": "tiny", "prompt": "x"}', "text/plain").status_code == 415  # as another site's page would
+    assert (
+        send('{"model": "tiny", "prompt": "x"}', "text/plain").status_code == 415
+    )  # as another site's page would
     assert send(" " * (2**20 + 1)).status_code == 413
     for answer in (client.get("/v1/completions"), client.get("/v1/nothing")):
         assert answer.status_code in (404, 405) and answer.json()["error"]["message"]
@@ -288,7 +387,8 @@ def test_too_many_at_once_are_told_so(client):
     answer = post(client, prompt=["x"] * 6, max_tokens=40, seed=0)
     assert answer.status_code == 429 and answer.json()["error"]["type"] == "rate_limit_error"
     for _ in range(50):  # what the refused request had begun is given back
-        if (again := post(client, prompt=["x"] * 5, max_tokens=3)).status_code == 200: break
+        if (again := post(client, prompt=["x"] * 5, max_tokens=3)).status_code == 200:
+            break
         time.sleep(0.1)
     assert again.status_code == 200
 
@@ -297,22 +397,32 @@ def test_too_many_at_once_are_told_so(client):
 
 
 def test_plain_and_own_templates():
-    ids, stops = chat_prompt(Bytes(), [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+    ids, stops = chat_prompt(
+        Bytes(), [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    )
     assert Bytes().decode(ids) == "System: Be brief.\nUser: Hi\nAssistant:" and "\nUser:" in stops
 
     class Own(Bytes):
         chat_template = "yes"
-        def encode_chat(self, messages): return [len(messages)]
+
+        def encode_chat(self, messages):
+            return [len(messages)]
+
     assert chat_prompt(Own(), [{"role": "user", "content": "Hi"}]) == ([1], [])
     for wrong in ([], "Hi", [{"role": "user"}], [{"content": "x"}], [5]):
-        with pytest.raises(UserError, match="messages"): chat_prompt(Bytes(), wrong)
+        with pytest.raises(UserError, match="messages"):
+            chat_prompt(Bytes(), wrong)
 
 
 def test_a_conversation_forgets_its_beginning_in_time():
     shown, lines = [], iter(["one", "two", "three", "four", "five"])
+
     def say():
-        try: return next(lines)
-        except StopIteration: raise EOFError from None
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
     messages = chat(small(context=96), Bytes(), say, shown.append, tokens=20, seed=1)
     assert messages[-2]["content"] == "five" and len(messages) < 10
     assert "".join(shown).count("\n") >= 5
@@ -324,21 +434,33 @@ def test_a_conversation_forgets_its_beginning_in_time():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "A finished run with a model that has learned nothing."
-    from llama_course.files.run import RUN_FORMAT
-    from llama_course.tokenizer import Tokenizer
     folder = tmp_path_factory.mktemp("serving") / "tiny"
-    tokenizer = Tokenizer.train(["To be, or not to be: that is the question.\n" * 9], 290, folder / "tokenizer.model")
+    tokenizer = Tokenizer.train(
+        ["To be, or not to be: that is the question.\n" * 9], 290, folder / "tokenizer.model"
+    )
     torch.manual_seed(0)
     Llama(LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=290, max_seq_len=512)).save(folder)
-    write_json(folder / "run.json", {"format": RUN_FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}})
+    RunFolder(folder).note(tokenizer=tokenizer.fingerprint)
     return folder
 
 
 @contextlib.contextmanager
 def server(run, *flags):
     "`llama-course serve` in a process: the process and its address."
-    command = [sys.executable, "-m", "llama_course.command.cli", "serve", "--run", run, "--port", "0", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "llama_course.command.cli",
+        "serve",
+        "--run",
+        run,
+        "--port",
+        "0",
+        *flags,
+    ]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     try:
         line = process.stderr.readline()
         assert (found := re.search(r"http://127\.0\.0\.1:\d+", line)), line + process.stderr.read()
@@ -362,11 +484,22 @@ def test_openais_client_works_unchanged(address):
     openai = pytest.importorskip("openai", reason="the package openai is not installed")
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     assert [m.id for m in client.models.list()] == ["tiny"]
-    asked = dict(model="tiny", messages=[{"role": "user", "content": "To be?"}], max_tokens=12, seed=3)
+    asked = dict(
+        model="tiny", messages=[{"role": "user", "content": "To be?"}], max_tokens=12, seed=3
+    )
     whole = client.chat.completions.create(**asked)
-    pieces = [c.choices[0].delta.content or "" for c in client.chat.completions.create(**asked, stream=True)]
-    assert whole.choices[0].message.content == "".join(pieces) and whole.usage.completion_tokens <= 12
-    assert client.completions.create(model="tiny", prompt="To", max_tokens=5, temperature=0).choices[0].text
+    pieces = [
+        c.choices[0].delta.content or ""
+        for c in client.chat.completions.create(**asked, stream=True)
+    ]
+    assert (
+        whole.choices[0].message.content == "".join(pieces) and whole.usage.completion_tokens <= 12
+    )
+    assert (
+        client.completions.create(model="tiny", prompt="To", max_tokens=5, temperature=0)
+        .choices[0]
+        .text
+    )
     with pytest.raises(openai.NotFoundError, match="tiny"):
         client.chat.completions.create(**asked | {"model": "gpt-4"})
     with pytest.raises(openai.BadRequestError, match="512"):
@@ -395,7 +528,8 @@ def test_it_ends_cleanly_in_the_middle_of_an_answer(run, number):
             next(lines)
             process.send_signal(number)
             with contextlib.suppress(httpx.HTTPError):
-                for _ in lines: pass
+                for _ in lines:
+                    pass
         assert process.wait(20) == 0
         assert process.stderr.read().strip().splitlines()[-1] == "stopped"
 
@@ -410,14 +544,20 @@ def test_the_page_talks(address, browser):
     tab, wrong = context.new_page(), []
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-    tab.on("request", lambda r: wrong.append(r.url) if not r.url.startswith((address, "data:")) else None)
+    tab.on(
+        "request",
+        lambda r: wrong.append(r.url) if not r.url.startswith((address, "data:")) else None,
+    )
     tab.goto(address)
     tab.locator("textarea").fill("To be <b>or</b> not?")
     tab.keyboard.press("Enter")
     tab.locator("button", has_text="Send").wait_for(timeout=20_000)
     tab.locator(".assistant").nth(0).filter(has_text=re.compile(r"\S")).wait_for(timeout=20_000)
     tab.locator("button", has_text="Send").wait_for(timeout=20_000)
-    assert tab.locator(".user").inner_text() == "To be <b>or</b> not?" and tab.locator(".error").count() == 0
+    assert (
+        tab.locator(".user").inner_text() == "To be <b>or</b> not?"
+        and tab.locator(".error").count() == 0
+    )
     tab.locator("textarea").fill("And now?")
     tab.locator("button").click()
     tab.locator(".assistant").nth(1).filter(has_text=re.compile(r"\S")).wait_for(timeout=20_000)
@@ -425,4 +565,6 @@ def test_the_page_talks(address, browser):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     assert tab.locator(".error").count() == 0
     context.close()
-    assert [line for line in wrong if "400" not in line] == []  # a browser reports what no longer fitted by itself
+    assert [
+        line for line in wrong if "400" not in line
+    ] == []  # a browser reports what no longer fitted by itself

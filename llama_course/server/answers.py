@@ -35,21 +35,15 @@ class Answer:
         for n, (text, reason) in enumerate(zip(texts, reasons, strict=True)):
             content: dict[str, Any] = {"text": text}
             if self.is_chat:
-                content = {
-                    "message": {"role": "assistant", "content": text, "refusal": None}
-                }
-            choices.append(
-                {"index": n, **content, "logprobs": None, "finish_reason": reason}
-            )
+                content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            choices.append({"index": n, **content, "logprobs": None, "finish_reason": reason})
         return self.about | {
             "object": self.kind,
             "choices": choices,
             "usage": self.usage(),
         }
 
-    def chunk(
-        self, n: int, text: str, reason: str = "", role: bool = False
-    ) -> dict[str, Any]:
+    def chunk(self, n: int, text: str, reason: str = "", role: bool = False) -> dict[str, Any]:
         "One piece of choice n."
         content: dict[str, Any] = {"text": text}
         if self.is_chat:

@@ -24,7 +24,7 @@ from llama_course.support.options import option, options
 
 MAX_BODY = 2**20  # bytes of a request
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
-POLICY = (
+CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
     " img-src data:"
 )  # what the browser may do for the page
@@ -34,12 +34,9 @@ def page(model_name: str) -> str:
     "The page to talk to the model with, as HTML that loads nothing from anywhere."
     folder = files("llama_course.server") / "page"
     html, style, script = (
-        (folder / name).read_text("utf-8")
-        for name in ("page.html", "style.css", "script.js")
+        (folder / name).read_text("utf-8") for name in ("page.html", "style.css", "script.js")
     )
-    return Template(html).substitute(
-        name=escape(model_name), style=style, script=script
-    )
+    return Template(html).substitute(name=escape(model_name), style=style, script=script)
 
 
 async def read_json_body(request: Any) -> Any:
@@ -48,10 +45,7 @@ async def read_json_body(request: Any) -> Any:
     A page of another site in the same browser can send text to this machine, but a request that
     says it is JSON only with our consent, which we do not give.
     """
-    if (
-        request.headers.get("content-type", "").split(";")[0].strip()
-        != "application/json"
-    ):
+    if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
         raise ApiError("send application/json.", status=415)
     raw = b""
     async for piece in request.stream():
@@ -85,9 +79,7 @@ async def write(
     loop = asyncio.get_running_loop()
     try:
         for n, job in enumerate(jobs):
-            job.on_token = lambda i, n=n: loop.call_soon_threadsafe(
-                ids.put_nowait, (n, i)
-            )
+            job.on_token = lambda i, n=n: loop.call_soon_threadsafe(ids.put_nowait, (n, i))
             try:
                 worker.submit(job)
             except UserError as error:
@@ -126,13 +118,9 @@ def endpoint(
         prompts, stops = request.encoded(tokenizer)
         jobs = make_jobs(request, prompts, worker.batcher, tokenizer.eos_id)
         objects = Answer(jobs, prompts, is_chat, model_name)
-        pieces = write(
-            worker, jobs, [TextStream(tokenizer, job.prompt, stops) for job in jobs]
-        )
+        pieces = write(worker, jobs, [TextStream(tokenizer, job.prompt, stops) for job in jobs])
         if request.options.stream:
-            first = await anext(
-                pieces
-            )  # what is refused is refused before the stream begins
+            first = await anext(pieces)  # what is refused is refused before the stream begins
             events = objects.events(first, pieces, request.counts_tokens)
             return responses.StreamingResponse(
                 events, 200, {"cache-control": "no-store"}, "text/event-stream"
@@ -179,7 +167,7 @@ def make_app(
 
     async def home(request: Any) -> Any:
         return responses.HTMLResponse(
-            page(model_name), headers={"content-security-policy": POLICY}
+            page(model_name), headers={"content-security-policy": CONTENT_POLICY}
         )
 
     async def models(request: Any) -> Any:
@@ -196,9 +184,7 @@ def make_app(
         yield
         await asyncio.to_thread(worker.close)
 
-    chat, text = (
-        endpoint(is_chat, worker, tokenizer, model_name) for is_chat in (True, False)
-    )
+    chat, text = (endpoint(is_chat, worker, tokenizer, model_name) for is_chat in (True, False))
     return applications.Starlette(
         routes=[
             routing.Route("/", home),
@@ -207,9 +193,7 @@ def make_app(
             routing.Route("/v1/completions", text, methods=["POST"]),
         ],
         middleware=[
-            middleware.Middleware(
-                trustedhost.TrustedHostMiddleware, allowed_hosts=list(hosts)
-            )
+            middleware.Middleware(trustedhost.TrustedHostMiddleware, allowed_hosts=list(hosts))
         ],
         exception_handlers={ApiError: refused, exceptions.HTTPException: unknown},
         lifespan=lifespan,
@@ -247,9 +231,7 @@ def serve(
             f"cannot listen on {host}:{port} ({error}): choose another --port or --host."
         ) from None
     hosts = LOCAL_NAMES if host in (*LOCAL_NAMES, "::1") else ("*",)
-    worker = BatchWorker(
-        Batcher(model, options.rows, compiled=options.compiled), options.waiting
-    )
+    worker = BatchWorker(Batcher(model, options.rows, compiled=options.compiled), options.waiting)
     app = make_app(worker, tokenizer, model_name, hosts)
     print(
         f"{model_name} at http://{host}:{listener.getsockname()[1]} (Ctrl-C ends it)",

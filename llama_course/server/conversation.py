@@ -18,19 +18,13 @@ def chat_prompt(
     and programs it is a script with speakers, and the answer ends where another would speak. Raises
     `UserError` for what is no list of messages.
     """
-    if (
-        not isinstance(messages, list)
-        or not messages
-        or not all(map(_is_message, messages))
-    ):
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise UserError(
             'messages must be a list of {"role": "user", "content": "text"}, at least one.'
         )
     if getattr(tokenizer, "chat_template", None):
         return tokenizer.encode_chat(messages), []
-    lines = [
-        f"{message['role'].capitalize()}: {message['content']}" for message in messages
-    ]
+    lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
     return tokenizer.encode("\n".join([*lines, "Assistant:"]), bos=True), [
         "\nUser:",
         "\nSystem:",

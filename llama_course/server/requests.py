@@ -23,13 +23,9 @@ class ApiError(Exception):
         code: str | None = None,
     ) -> None:
         super().__init__(message)
-        kind = {429: "rate_limit_error", 503: "server_error"}.get(
-            status, "invalid_request_error"
-        )
+        kind = {429: "rate_limit_error", 503: "server_error"}.get(status, "invalid_request_error")
         self.status = status
-        self.body = {
-            "error": {"message": message, "type": kind, "param": param, "code": code}
-        }
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 @options
@@ -49,9 +45,7 @@ class Sampling:
         ge=0,
         le=1,
     )
-    seed: int | None = option(
-        None, "The same seed gives the same text.", ge=-(2**63), le=2**63 - 1
-    )
+    seed: int | None = option(None, "The same seed gives the same text.", ge=-(2**63), le=2**63 - 1)
 
     def settings(self) -> dict[str, Any]:
         "The arguments of `sample_next`; numbers too small for float32 become what they mean."
@@ -59,9 +53,7 @@ class Sampling:
         return {
             "temperature": self.temperature if self.temperature >= SMALLEST else 0.0,
             "top_k": self.top_k,
-            **{
-                name: p if p is None else max(p, SMALLEST) for name, p in shares.items()
-            },
+            **{name: p if p is None else max(p, SMALLEST) for name, p in shares.items()},
         }
 
 
@@ -70,9 +62,7 @@ class RequestOptions(Sampling):
     "The options of a request to /v1/chat/completions or /v1/completions."
 
     max_tokens: int | None = option(None, "Tokens of an answer, at most.", ge=1)
-    max_completion_tokens: int | None = option(
-        None, "The same, by its newer name.", ge=1
-    )
+    max_completion_tokens: int | None = option(None, "The same, by its newer name.", ge=1)
     n: int = option(1, "Answers to each prompt.", ge=1, le=8)
     stop: str | tuple[str, ...] | None = option(None, "Texts that end an answer.")
     stream: bool = option(False, "Send the answer as it is written.")
@@ -128,9 +118,7 @@ class Request:
         except OptionError as error:
             raise ApiError(str(error), error.name) from None
         except UserError as error:
-            raise ApiError(
-                str(error), "messages" if self.is_chat else "prompt"
-            ) from None
+            raise ApiError(str(error), "messages" if self.is_chat else "prompt") from None
 
 
 def read_request(
