@@ -70,13 +70,13 @@ class KVCache:
         self,
         tokens: Tensor,  # (B, T), that are to come next
         mask: Tensor | None = None,  # (B, T, S), what they may see; None: all that comes before
-    ) -> tuple:  # their places, a range or (B, T); the mask; what each layer's attention gets
+    ) -> tuple:  # their places, a range or (B, T); S, with them; the mask; what each layer's attention gets
         "What the model needs to know. Raises `UserError` if the tokens do not fit."
         if torch.compiler.is_compiling(): places, end = self.places(tokens.size(1)), mask.size(-1)
         else:
             places, end = self.check_room(tokens)
             if mask is None and not isinstance(places, range): mask = self.mask(tokens.size(1), end)
-        return places, mask, [LayerCache(k, v, places, end) for k, v in zip(self.keys, self.values)]
+        return places, end, mask, [LayerCache(k, v, places, end) for k, v in zip(self.keys, self.values)]
 
     def advance(
         self,

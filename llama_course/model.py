@@ -8,23 +8,22 @@ __all__ = ['HUGGING_FACE', 'SIZES', 'to_hugging_face', 'hugging_face_settings', 
 
 # %% ../nbs/12_model.ipynb #c002
 import difflib
-import hashlib
-import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .attention import Attention, use_attention
 from .feedforward import FeedForward, hidden_dim
 from .norm import RMSNorm
 from .rope import adjacent_to_half, rotary_table
+from .support.arguments import check_mask, check_tokens
 from .support.errors import UserError
-from .support.disk import atomic_write, fingerprint, read_json, write_json
+from .support.options import from_dict, option, options
+from .support.patch import patch
+from .support.weights import CONFIG_FORMAT as FORMAT, check_tensors, read_settings, read_tensors, write_weights
 
 # %% ../nbs/12_model.ipynb #c009
 HUGGING_FACE = {
@@ -62,52 +61,31 @@ def hugging_face_settings(
                 tie_word_embeddings=c.tie_embeddings)
 
 # %% ../nbs/12_model.ipynb #c021
-@dataclass(frozen=True)
+@options
 class LlamaConfig:
     "The shape of a LLaMA; one that cannot be is refused in one line."
-    dim: int  # D
-    n_layers: int  # L
-    n_heads: int  # H
-    n_kv_heads: int | None = None  # K, divides H; None: K = H, as in the paper
-    vocab_size: int = 32000  # V
-    hidden_dim: int | None = None  # F; None: 8D/3, rounded up to a multiple of 256
-    norm_eps: float = 1e-5  # under the root of every RMSNorm
-    rope_theta: float = 10000.0  # base of the rotary frequencies
-    max_seq_len: int = 2048  # the context, in tokens
-    tie_embeddings: bool = False  # one matrix for both ends of the model
+    dim: int = option(help="D, the width of the model", ge=1, le=2**20)
+    n_layers: int = option(help="L, layers", ge=1, le=2**12)
+    n_heads: int = option(help="H, query heads; divides D", ge=1, le=2**12)
+    n_kv_heads: int | None = option(None, "K, key and value heads; divides H, and is H if left out", ge=1)
+    vocab_size: int = option(32000, "V, tokens of the vocabulary", ge=1, le=2**24)
+    hidden_dim: int | None = option(None, "F; 8D/3, rounded up to a multiple of 256, if left out", ge=1, le=2**22)
+    norm_eps: float = option(1e-5, "under the root of every RMSNorm", gt=0)
+    rope_theta: float = option(10000.0, "base of the rotary frequencies", gt=0)
+    max_seq_len: int = option(2048, "the context, in tokens", ge=1, le=2**20)
+    tie_embeddings: bool = option(False, "one matrix for both ends of the model")
 
     def __post_init__(self):
-        check_fields(self)
         if self.n_kv_heads is None: object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.hidden_dim is None: object.__setattr__(self, "hidden_dim", hidden_dim(self.dim))
-        check_heads(self)
+        D, H, K = self.dim, self.n_heads, self.n_kv_heads
+        if D % H: raise UserError(f"dim={D} does not divide into n_heads={H}: make it a multiple.")
+        if H % K: raise UserError(f"n_heads={H} cannot share {K} n_kv_heads: make it a multiple.")
+        if self.head_dim % 2: raise UserError(f"dim={D} in {H} heads is {D // H} each: RoPE needs an even width.")
 
     @property
     def head_dim(self) -> int:  # Q
         return self.dim // self.n_heads
-
-# %% ../nbs/12_model.ipynb #c022
-def check_fields(config):
-    "Raises `UserError` for a field of another type than the class says; every number must be positive."
-    for field in fields(config):
-        value, kind = getattr(config, field.name), field.type
-        if kind is bool: right, needed = isinstance(value, bool), "true or false"
-        elif value is None: right, needed = isinstance(None, kind), "a positive number"
-        elif kind is float: right, needed = type(value) in (int, float), "a positive number"
-        else: right, needed = type(value) is int, "a positive whole number"
-        if not right or kind is not bool and value is not None and not 0 < value < math.inf:
-            raise UserError(f"{field.name} must be {needed}, not {value!r}.")
-
-
-def check_heads(config):
-    "Raises `UserError` where the width does not divide into heads that RoPE can turn."
-    c = config
-    if c.dim % c.n_heads:
-        raise UserError(f"dim={c.dim} does not divide into n_heads={c.n_heads}: make it a multiple.")
-    if c.n_heads % c.n_kv_heads:
-        raise UserError(f"n_heads={c.n_heads} cannot share {c.n_kv_heads} n_kv_heads: make it a multiple.")
-    if c.head_dim % 2:
-        raise UserError(f"dim={c.dim} in {c.n_heads} heads is {c.head_dim} each: RoPE needs an even width.")
 
 # %% ../nbs/12_model.ipynb #c025
 SIZES = {  # Table 2; norm_eps is from the release's params.json
@@ -120,8 +98,10 @@ SIZES = {  # Table 2; norm_eps is from the release's params.json
 }
 
 # %% ../nbs/12_model.ipynb #c026
+@patch
+@classmethod
 def from_name(
-    cls,
+    cls: LlamaConfig,
     name: str,  # "7B", "13B", "33B" (in the release's file names "30B"), "65B", "pocket" or "demo"
     **changes,  # fields that shall differ
 ) -> LlamaConfig:
@@ -133,8 +113,12 @@ def from_name(
         raise UserError(f"no model is called {name!r}{hint}: choose one of {', '.join(SIZES)}.")
     return cls(**SIZES[key] | changes)
 
-LlamaConfig.from_name = classmethod(from_name)
-LlamaConfig.names = staticmethod(lambda: list(SIZES))
+
+@patch
+@classmethod
+def names(cls: LlamaConfig) -> list[str]:
+    "What `from_name` knows."
+    return list(SIZES)
 
 # %% ../nbs/12_model.ipynb #c029
 @dataclass(frozen=True)
@@ -192,20 +176,6 @@ class RotaryTable(nn.Module):
         if (end := positions.stop) <= len(self.table): return self.table[None, positions.start : end]
         raise UserError(f"{end} tokens are more than the context of {len(self.table)}: shorten the text.")
 
-# %% ../nbs/12_model.ipynb #c034b
-def check_arguments(model, tokens, positions, mask):
-    "Raises `UserError` for positions or a mask that do not fit the tokens; within a compiler all is well."
-    if torch.compiler.is_compiling(): return
-    B, T = tokens.shape
-    if positions is not None:
-        if positions.shape not in ((B, T), (1, T)):
-            raise UserError(f"positions are {tuple(positions.shape)}, not one for each of {(B, T)} tokens.")
-        if T and not positions.is_meta and not 0 <= positions.min() <= positions.max() < len(model.rope.table):
-            raise UserError(f"a position is outside of the context of {len(model.rope.table)}.")
-    if mask is not None and (mask.dtype != torch.bool or mask.dim() != 3 or mask.size(0) not in (1, B)
-                             or mask.size(1) != T):
-        raise UserError(f"the mask is {mask.dtype} {tuple(mask.shape)}, not bool ({B} or 1, {T}, S).")
-
 # %% ../nbs/12_model.ipynb #c034
 class Llama(nn.Module):
     "The model; its parameters have the names of Meta's release. (LLaMA, sec. 2.2)"
@@ -230,9 +200,10 @@ class Llama(nn.Module):
         cache=None,  # the keys and values of earlier tokens, a `KVCache`; these are added
     ) -> Tensor:  # (B, T, D)
         "What the output layer reads. Raises `UserError` for arguments that do not fit together."
-        check_arguments(self, tokens, positions, mask)
-        places, layers = range(tokens.size(1)), [None] * len(self.layers)
-        if cache is not None: places, mask, layers = cache.begin(tokens, mask)
+        check_tokens(tokens, positions, self.config.max_seq_len)
+        if cache is None: places, end, layers = range(tokens.size(1)), tokens.size(1), [None] * len(self.layers)
+        else: places, end, mask, layers = cache.begin(tokens, mask)
+        check_mask(mask, tokens, end)
         rotary = self.rope(places if positions is None else positions)
         x = self.tok_embeddings(tokens)
         for layer, kept in zip(self.layers, layers, strict=True): x = layer(x, rotary, mask, kept)
@@ -249,8 +220,9 @@ class Llama(nn.Module):
         return self.output(self.hidden(tokens, positions, mask, cache))
 
 # %% ../nbs/12_model.ipynb #c045
+@patch
 @torch.no_grad()
-def init_weights(self):
+def init_weights(self: Llama):
     "Normal: 1/sqrt(D), smaller by sqrt(2L) where a block adds to the stream; an untied embedding 1."
     D, L, tied = self.config.dim, self.config.n_layers, self.config.tie_embeddings
     for name, p in self.named_parameters():
@@ -259,73 +231,42 @@ def init_weights(self):
         if name == "tok_embeddings.weight": std = 0.02 if tied else 1.0
         if p.dim() > 1: p.normal_(std=std)
 
-Llama.init_weights = init_weights
-
 # %% ../nbs/12_model.ipynb #c061
-FORMAT = "llama_course 1"  # the first line of a config.json
-
+@patch
 def save(
-    self,
-    folder,  # a run folder; made if it is missing
+    self: Llama,
+    folder: str | Path,  # made if it is missing
 ):
     "Writes `model.safetensors` (Meta's names) and `config.json` with its checksum, whole or not at all."
-    tensors = {name: t.detach().contiguous() for name, t in self.state_dict().items()}
-    if self.config.tie_embeddings: del tensors["output.weight"]  # the same matrix a second time
-    content = safetensors.torch.save(tensors)
-    settings = {"format": FORMAT, **asdict(self.config), "sha256": hashlib.sha256(content).hexdigest()}
-    with atomic_write(Path(folder) / "model.safetensors") as file:
-        file.write(content)
-        write_json(Path(folder) / "config.json", settings)
+    write_weights(folder, own_tensors(self), asdict(self.config))
 
-Llama.save = save
+
+def own_tensors(model: Llama) -> dict[str, Tensor]:
+    "The model's tensors by name, each once."
+    tensors = model.state_dict()
+    if model.config.tie_embeddings: del tensors["output.weight"]  # the same matrix a second time
+    return tensors
 
 # %% ../nbs/12_model.ipynb #c063
-def read_config(folder: Path):
-    "The configuration in a run folder, after a comparison of its weights with their checksum."
-    path, weights = folder / "config.json", folder / "model.safetensors"
-    for file in (path, weights):
-        if not file.is_file(): raise UserError(f"{folder} is not a run folder: it has no {file.name}.")
-    settings = read_json(path)
-    if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not of the format {FORMAT!r}: save the model with this llama_course.")
-    known, found = {f.name for f in fields(LlamaConfig)} | {"sha256"}, set(settings)
-    if known != found:
-        raise UserError(f"{path} has other fields than it should: {', '.join(sorted(known ^ found))}.")
-    if fingerprint(weights) != settings.pop("sha256"):
-        raise UserError(f"{weights} is truncated or altered, its checksum tells: restore it, or save again.")
-    try: return LlamaConfig(**settings)
-    except UserError as error: raise UserError(f"{path}: {error}") from None
+def read_config(folder: str | Path) -> LlamaConfig:
+    "The configuration of a saved model, whose weights fit their checksum. Raises `UserError`."
+    return from_dict(LlamaConfig, read_settings(folder), str(Path(folder) / "config.json"))
 
-# %% ../nbs/12_model.ipynb #c064
-def check_tensors(tensors, model, path):
-    "Raises `UserError` at the first tensor that is missing, unknown, or of another shape than the model's."
-    wanted = {name: t.shape for name, t in model.state_dict().items()}
-    if model.config.tie_embeddings: del wanted["output.weight"]
-    for name in sorted(wanted.keys() | tensors.keys()):
-        if name not in tensors: raise UserError(f"{path} has no tensor {name}: it is of another model.")
-        if name not in wanted: raise UserError(f"{path} has a tensor {name} that the model has not.")
-        found, shape = tensors[name], tuple(wanted[name])
-        if found.shape != shape or not found.is_floating_point():
-            found = f"{found.dtype} {tuple(found.shape)}"
-            raise UserError(f"{path}: {name} is {found}, not {shape}: its config.json is of another model.")
 
-# %% ../nbs/12_model.ipynb #c066
+@patch
+@classmethod
 def load(
-    cls,
-    folder,  # what `save` wrote
+    cls: Llama,
+    folder: str | Path,  # what `save` wrote
     parts: Parts = Parts(),  # those that the model was trained with
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> Llama:
     "The saved model, in the dtype it was saved in. Raises `UserError` if anything is wrong with the folder."
-    path = Path(folder) / "model.safetensors"
-    config = read_config(Path(folder))
-    try: tensors = safetensors.torch.load_file(path, device=str(device))
-    except SafetensorError as error: raise UserError(f"{path} is not a safetensors file: {error}.") from None
+    config, path = read_config(folder), Path(folder) / "model.safetensors"
+    tensors = read_tensors(path, device)
     with torch.device("meta"): model = cls(config, parts)  # shapes, no memory
-    check_tensors(tensors, model, path)
+    check_tensors(tensors, {name: t.shape for name, t in own_tensors(model).items()}, path)
     model.load_state_dict(tensors, strict=False, assign=True)
     if config.tie_embeddings: model.output.weight = model.tok_embeddings.weight
     model.rope = RotaryTable(config).to(device)
     return model
-
-Llama.load = classmethod(load)

@@ -55,9 +55,9 @@ def test_the_cache_takes_memory_once_and_hands_out_views():
     place = cache.keys[0].data_ptr()
     with torch.no_grad():
         for token in range(5): model(torch.tensor([[token]]), cache=cache)
-    places, mask, (layer, *_) = cache.begin(torch.zeros(1, 3))
+    places, end, mask, (layer, *_) = cache.begin(torch.zeros(1, 3))
     keys, values = layer.update(*torch.ones(2, 1, 2, 3, 12))
-    assert places == range(5, 8) and mask is None and keys.shape == values.shape == (1, 2, 8, 12)
+    assert places == range(5, 8) and end == 8 and mask is None and keys.shape == values.shape == (1, 2, 8, 12)
     assert keys.data_ptr() == cache.keys[0].data_ptr() == place
     assert (keys[:, :, 5:] == 1).all() and (cache.keys[0][:, :, 8:] == 0).all()
 
@@ -85,7 +85,8 @@ def test_arguments_that_do_not_fit_are_refused():
     square = torch.ones(2, 3, 3, dtype=torch.bool)
     wrong = [dict(cache=KVCache(model, 3)), dict(positions=torch.arange(3)), dict(positions=torch.ones(3, 3).long()),
              dict(positions=tokens * 64), dict(positions=tokens - 2), dict(mask=square.float()), dict(mask=square[0]),
-             dict(mask=square[:, :2])]
+             dict(mask=square[:, :2]),
+             dict(mask=square[..., :2]), dict(mask=square, cache=KVCache(model, 3))]
     for change in wrong:
         with pytest.raises(UserError): model(tokens, **change)
     with pytest.raises(UserError): model(torch.ones(1, 65, dtype=torch.long))

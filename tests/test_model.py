@@ -15,7 +15,7 @@ import transformers
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from llama_course import model as model_module
+from llama_course.support import weights as weights_files
 from llama_course.model import Llama, LlamaConfig, Parts, hugging_face_settings, to_hugging_face
 from llama_course.rope import rotary_table
 from llama_course.support.errors import UserError
@@ -275,7 +275,7 @@ SPOILED = {
     "a list": (lambda f: (f / "config.json").write_text("[1]"), "format"),
     "another format": (lambda f: edit(f, format="llama_course 99"), "format"),
     "an unknown field": (lambda f: edit(f, dropout=0.1), "dropout"),
-    "a field less": (lambda f: drop(f, "n_heads"), "n_heads"),
+    "a field less, without a default": (lambda f: drop(f, "n_heads"), "n_heads"),
     "no checksum": (lambda f: drop(f, "sha256"), "sha256"),
     "an impossible shape": (lambda f: edit(f, n_heads=5), "n_heads=5"),
     "a field of another type": (lambda f: edit(f, dim="32"), "dim"),
@@ -324,7 +324,7 @@ def test_nothing_is_unpickled(run, tmp_path):
 def test_a_save_that_fails_leaves_the_old_model(run, monkeypatch):
     model, folder = run
     def full(*args): raise UserError("cannot write: no space left on device")
-    monkeypatch.setattr(model_module, "write_json", full)
+    monkeypatch.setattr(weights_files, "write_json", full)
     with pytest.raises(UserError): shaken(SMALL, seed=1).save(folder)
     tokens = torch.randint(60, (1, 5))
     assert torch.equal(Llama.load(folder)(tokens), model(tokens))
@@ -352,6 +352,13 @@ def test_loading_takes_the_memory_once(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 0.9 < float(done.stdout) < 1.2
+
+
+def test_what_an_older_file_lacks_has_its_default(run):
+    model, folder = run
+    for field in ("rope_theta", "tie_embeddings", "max_seq_len"): drop(folder, field)
+    again = Llama.load(folder)
+    assert again.config == replace(model.config, rope_theta=1e4, tie_embeddings=False, max_seq_len=2048)
 
 
 def test_config_json_can_be_read_by_a_person(run):

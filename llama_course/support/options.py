@@ -124,6 +124,8 @@ def from_dict(
         return cls(**values)
     except OptionError as error:
         raise OptionError(f"{place}{error.name}", error.reason) from None
+    except UserError as error:
+        raise UserError(f"{place}{error}") from None
 
 
 def read_toml(cls: type[T], path: str | Path) -> T:
