@@ -270,10 +270,14 @@ def check_mode(
 def is_llamas(
     block: Block,
 ) -> bool:
-    "Whether all parts of the layer are the library's own, which the hand-written backward pass is for."
+    "Whether the layer's parts are the library's, and hold nothing but the nine weights of the hand-written pass."
     kinds = dict(attention_norm=RMSNorm, attention=Attention, ffn_norm=RMSNorm, feed_forward=FeedForward)
     own = getattr(type(block), "base", type(block)).forward is Block.forward
-    return own and all(type(getattr(block, name)) is kind for name, kind in kinds.items())
+    maps = [f"attention.w{x}" for x in "qkvo"] + [f"feed_forward.w{x}" for x in "123"]
+    weights = {f"{name}.weight" for name in ("attention_norm", "ffn_norm", *maps)}
+    return (own and all(type(getattr(block, name)) is kind for name, kind in kinds.items())
+            and all(type(block.get_submodule(name)) is nn.Linear for name in maps)
+            and {name for name, _ in block.named_parameters()} == weights)
 
 # %% ../nbs/13_checkpointing.ipynb #c058
 def apply_checkpointing(

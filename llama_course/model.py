@@ -23,7 +23,7 @@ from .support.arguments import check_mask, check_tokens
 from .support.errors import UserError
 from .support.options import from_dict, option, options
 from .support.patch import patch
-from .support.weights import CONFIG_FORMAT as FORMAT, check_tensors, read_settings, read_tensors, write_weights
+from .support.weights import check_tensors, read_settings, read_tensors, write_weights
 
 # %% ../nbs/12_model.ipynb #c009
 HUGGING_FACE = {

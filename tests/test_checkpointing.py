@@ -261,6 +261,32 @@ def test_without_gradients_and_with_a_cache_nothing_changes():
     assert cache.shape == (2, 2, 9, 8)
 
 
+def test_a_bias_or_another_map_gets_the_policy():
+    "The hand-written pass knows nine weights: a tenth would silently have no gradient."
+    class Doubled(nn.Linear):
+        def forward(self, x): return 2 * super().forward(x)
+
+    for new in (nn.Linear(32, 32), Doubled(32, 32, bias=False)):
+        model = Llama(LlamaConfig(32, 1, 4, vocab_size=50, hidden_dim=48)).double()
+        model.layers[0].attention.wq = new.double()
+        tokens = torch.randint(50, (2, 16))
+        plain = torch.autograd.grad(model(tokens).logsumexp(-1).mean(), list(model.parameters()))
+        assert type(apply_checkpointing(model, "selective").layers[0]).__name__ == "ByPolicyBlock"
+        again = torch.autograd.grad(model(tokens).logsumexp(-1).mean(), list(model.parameters()))
+        torch.testing.assert_close(again, plain)
+
+
+@pytest.mark.parametrize("mode", [("full",), ("selective", "hand"), ("selective", "policy")])
+def test_positions_and_masks_go_through(mode):
+    model = Llama(LlamaConfig(32, 2, 4, 2, vocab_size=50, hidden_dim=48)).double()
+    tokens, positions = torch.randint(50, (2, 2, 9))
+    mask = torch.eye(9, dtype=torch.bool) | (torch.rand(2, 9, 9) < 0.5)
+    run = lambda: torch.autograd.grad(model(tokens, positions, mask).logsumexp(-1).mean(), list(model.parameters()))
+    plain = run()
+    apply_checkpointing(model, *mode)
+    torch.testing.assert_close(run(), plain)
+
+
 def test_parts_of_your_own_get_the_policy():
     class OwnFeedForward(nn.Module):
         def __init__(self, dim, hidden_dim):

@@ -12,9 +12,10 @@ from llama_course.files.meta import read_meta
 from llama_course.files.quantized import quantized_model
 from llama_course.files.tokenizers import ByteLevelTokenizer, tokenizer_of_gguf, tokenizer_of_json
 from llama_course.formats import plain_chat, tensor_shapes
-from llama_course.model import FORMAT, Llama, read_config
+from llama_course.model import Llama, read_config
 from llama_course.support.disk import fingerprint, read_json
 from llama_course.support.errors import UserError
+from llama_course.support.weights import CONFIG_FORMAT
 from llama_course.tokenizer import Tokenizer
 
 
@@ -83,7 +84,7 @@ def read_checkpoint(
     if (path / "params.json").is_file():
         return read_meta(path)
     about = read_json(path / "config.json") if (path / "config.json").is_file() else None
-    if (path / "run.json").is_file() or isinstance(about, dict) and about.get("format") == FORMAT:
+    if (path / "run.json").is_file() or isinstance(about, dict) and about.get("format") == CONFIG_FORMAT:
         return _read_run(path)
     if about is not None:
         return read_hugging_face(path)

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llama_course.model import FORMAT, Llama, LlamaConfig
+from llama_course.model import Llama, LlamaConfig
 from llama_course.support.disk import atomic_write, write_json
+from llama_course.support.weights import CONFIG_FORMAT
 
 KINDS_OF_SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -56,5 +57,5 @@ def save_whole(
         for content in contents:
             file.write(content)
             digest.update(content)
-        settings = {"format": FORMAT, **asdict(config), "sha256": digest.hexdigest()}
+        settings = {"format": CONFIG_FORMAT, **asdict(config), "sha256": digest.hexdigest()}
         write_json(Path(folder) / "config.json", settings)
