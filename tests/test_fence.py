@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from llama_course.support import seccomp
-from llama_course.support.fence import DEVICES, HOME, Fence, ForkServer, Lives, installed_packages
+from llama_course.support.fence import DEVICES, HOME, Fence, installed_packages
+from llama_course.support.forkserver import ForkServer, Lives
 
 if sys.platform != "linux":
     pytest.skip("the fence is Linux's", allow_module_level=True)
@@ -400,7 +401,7 @@ def test_without_namespaces_the_rest_still_holds(monkeypatch, tmp_path):
     def command(self, sock):
         *rest, start = real(self, sock)
         broken = "fence.make_root = lambda f: seccomp.c_call('umount2', b'/nowhere', 0); "
-        return [*rest, start.replace("fence.serve_forks(", broken + "fence.serve_forks(")]
+        return [*rest, start.replace("forkserver.serve_forks(", broken + "forkserver.serve_forks(")]
 
     monkeypatch.setattr(ForkServer, "command", command)
     with ForkServer("test_fence:SOURCES") as server:

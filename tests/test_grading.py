@@ -22,7 +22,7 @@ from llama_course.classroom.generate import generate_exercises
 from llama_course.classroom.grade import grade, gradescope
 from llama_course.classroom.supervisor import Limits
 from llama_course.support.errors import UserError
-from llama_course.support.fence import ForkServer
+from llama_course.support.forkserver import ForkServer
 
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = dict(load_exercises())
@@ -327,8 +327,11 @@ def fence(request, monkeypatch):
 
         def command(self, sock):
             *rest, start = real(self, sock)
-            assert "fence.serve_forks(" in start
-            return [*rest, start.replace("fence.serve_forks(", NO_FENCE + "fence.serve_forks(")]
+            assert "forkserver.serve_forks(" in start
+            return [
+                *rest,
+                start.replace("forkserver.serve_forks(", NO_FENCE + "forkserver.serve_forks("),
+            ]
 
         monkeypatch.setattr(ForkServer, "command", command)
     supervisor.close_fork_server()

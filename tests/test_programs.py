@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from llama_course.support import seccomp
 from llama_course.support.errors import UserError
-from llama_course.support.fence import Fence, ForkServer
+from llama_course.support.fence import Fence
+from llama_course.support.forkserver import ForkServer
 from llama_course.support.programs import (
     ANYWAY,
     Sandbox,
@@ -466,8 +467,8 @@ def changed(monkeypatch, line):
 
     def command(self, sock):
         *rest, start = real(self, sock)
-        assert "fence.serve_forks(" in start
-        return [*rest, start.replace("fence.serve_forks(", f"{line}; fence.serve_forks(")]
+        assert "forkserver.serve_forks(" in start
+        return [*rest, start.replace("forkserver.serve_forks(", f"{line}; forkserver.serve_forks(")]
 
     monkeypatch.setattr(ForkServer, "command", command)
 
@@ -485,7 +486,7 @@ def test_without_a_fence_nothing_is_run(monkeypatch, tmp_path):
 
 
 def test_a_fence_that_falls_later_runs_nothing(box, monkeypatch, tmp_path):
-    changed(monkeypatch, "fence.trial = lambda: ''; " + NO_FENCE)
+    changed(monkeypatch, "forkserver.trial = lambda: ''; " + NO_FENCE)
     with pytest.raises(UserError, match="none is run"), Sandbox(fence=PATIENT) as open_box:
         assert not open_box.run(f"open({str(tmp_path / 'x')!r}, 'w')", "", []).passed
     assert not (tmp_path / "x").exists()
@@ -513,7 +514,7 @@ def test_by_name_it_runs_behind_the_other_walls(monkeypatch, tmp_path):
 def test_each_wall_stands_alone(box, monkeypatch, tmp_path):
     (tmp_path / "key").write_text("s3cret")
     read = f"def found(): return open({str(tmp_path / 'key')!r}).read()"
-    changed(monkeypatch, "fence.forbid = lambda **_: None")
+    changed(monkeypatch, "forkserver.forbid = lambda **_: None")
     with Sandbox(fence=PATIENT) as fence_only:
         assert fence_only.run(RIGHT, TESTS, ["double"]).passed
         assert "No such file" in told(fence_only, read).reason

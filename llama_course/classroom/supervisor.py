@@ -24,7 +24,8 @@ from llama_course.classroom.protocol import (
     send,
 )
 from llama_course.support.errors import UserError
-from llama_course.support.fence import Fence, ForkServer, Worker, installed_packages
+from llama_course.support.fence import Fence, installed_packages
+from llama_course.support.forkserver import ForkServer, Worker
 
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 SET_VARIABLES = {

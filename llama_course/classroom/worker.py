@@ -25,7 +25,7 @@ from llama_course.classroom import compare, observation, protocol
 from llama_course.classroom.exercise import load_exercises
 from llama_course.classroom.observation import Observation, one_line
 from llama_course.support import ledger
-from llama_course.support.fence import Lives
+from llama_course.support.forkserver import Lives
 from llama_course.support.ledger import Counter, Ledger
 
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llama_course.support.errors import UserError
-from llama_course.support.fence import Fence, ForkServer, Lives
+from llama_course.support.fence import Fence
+from llama_course.support.forkserver import ForkServer, Lives
 
 
 def to_plain(

@@ -47,7 +47,7 @@ _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24  # places of a call's num
 _NEW_NAMESPACE = (
     0x7E020080  # the flags of `clone` for user, pid, net, mount, ipc, uts, cgroup, time
 )
-FilterStep = tuple[int, int, int, int]  # operation, steps to skip if true, if false, operand
+Instruction = tuple[int, int, int, int]  # operation, steps to skip if true, if false, operand
 
 
 class Filter(ctypes.Structure):
@@ -72,7 +72,7 @@ def c_call(
 def filter_steps(
     machine: str,  # such as "x86_64"
     may_start: bool,  # threads and processes, in the namespaces that there are
-) -> list[FilterStep]:
+) -> list[Instruction]:
     "The filter's program. Raises `OSError` for a processor whose numbers are not known here."
     if machine not in PROCESSORS:
         raise OSError(0, f"no list of calls for {machine}")
