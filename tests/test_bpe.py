@@ -1,4 +1,4 @@
-"BPE from scratch: SentencePiece's ids from any of its BPE models, SentencePiece's pieces from the same text."
+"BPE from scratch: SentencePiece's ids from its models, its pieces from the same text."
 
 import importlib.metadata
 import io
@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as protobuf
 
 from llama_course.bpe import (
-    BPE, BYTE, UNUSED, Pairs, learn, may_be_piece, merge, read_model, script, train_bpe, words_and_characters, write_model)
+    BPE,
+    BYTE,
+    UNUSED,
+    Pairs,
+    learn,
+    may_be_piece,
+    merge,
+    read_model,
+    script,
+    train_bpe,
+    words_and_characters,
+    write_model,
+)
 from llama_course.data import sample, shakespeare, standard_library
 from llama_course.support.errors import UserError
 from llama_course.tokenizer import META, SETTINGS, Tokenizer, training_lines
@@ -25,43 +37,124 @@ PLAYS = [d.text for d in shakespeare()]
 VARIANTS = {
     "llama": {},
     "llama's release": dict(add_dummy_prefix=True, character_coverage=0.99),
-    "defaults": dict(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True, add_dummy_prefix=True,
-                     byte_fallback=False, split_digits=False, allow_whitespace_only_pieces=False),
-    "nfkc, bytes": dict(normalization_rule_name="nfkc_cf", remove_extra_whitespaces=True, add_dummy_prefix=True),
+    "defaults": dict(
+        normalization_rule_name="nmt_nfkc",
+        remove_extra_whitespaces=True,
+        add_dummy_prefix=True,
+        byte_fallback=False,
+        split_digits=False,
+        allow_whitespace_only_pieces=False,
+    ),
+    "nfkc, bytes": dict(
+        normalization_rule_name="nfkc_cf", remove_extra_whitespaces=True, add_dummy_prefix=True
+    ),
     "nfkc, spaces kept": dict(normalization_rule_name="nmt_nfkc"),
     "no characters": dict(character_coverage=0.98, byte_fallback=False, vocab_size=400),
-    "symbols": dict(user_defined_symbols=["<sep>", "ab", "abc", " x ", "the", "▁q", "  ", "é", "9"],
-                    control_symbols=["<c>", "z"]),
-    "symbols, nfkc": dict(user_defined_symbols=["<sep>", "ab", "abc", " x ", "  ", "ﬁ"], control_symbols=["z", "hello"],
-                          normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True, byte_fallback=False),
-    "suffix": dict(treat_whitespace_as_suffix=True, add_dummy_prefix=True, remove_extra_whitespaces=True),
+    "symbols": dict(
+        user_defined_symbols=["<sep>", "ab", "abc", " x ", "the", "▁q", "  ", "é", "9"],
+        control_symbols=["<c>", "z"],
+    ),
+    "symbols, nfkc": dict(
+        user_defined_symbols=["<sep>", "ab", "abc", " x ", "  ", "ﬁ"],
+        control_symbols=["z", "hello"],
+        normalization_rule_name="nmt_nfkc",
+        remove_extra_whitespaces=True,
+        byte_fallback=False,
+    ),
+    "suffix": dict(
+        treat_whitespace_as_suffix=True, add_dummy_prefix=True, remove_extra_whitespaces=True
+    ),
     "suffix, spaces kept": dict(treat_whitespace_as_suffix=True, add_dummy_prefix=True),
     "over words": dict(split_by_whitespace=False, add_dummy_prefix=True, vocab_size=900),
     "other ids": dict(pad_id=0, bos_id=-1, eos_id=1, unk_id=2),
-    "no escape": {}, "unused": dict(byte_fallback=False),
+    "no escape": {},
+    "unused": dict(byte_fallback=False),
     "unused, symbols": dict(user_defined_symbols=["<sep>", "ab", "abc", " x ", "the"]),
 }
-SPECIAL = [" ", "  ", "   ", "\n", "\t", "\r", "\0", META, "▅", "a", "the", "THE", "there", " and", "0", "9", "42", "é",
-           "e\u0301", "ż", "ą", "字", "ひカー", "한", "🦙", "👩‍👧", "\u200d", "\u0323", "ﬁ", "½", "\u00a0", "\u3000", "\ufeff",
-           "\ufffd", "<s>", "</s>", "<unk>", "<0x41>", "<sep>", "ab", "abc", "abcd", " x ", "x", "z", "<c>", "hello", "."]
-TEXTS = st.text(st.characters(codec="utf-8"), max_size=40) | st.lists(st.sampled_from(SPECIAL), max_size=14).map("".join)
-LONG = ["", "9" * 100_000, " " * 5000 + "x", "ab" * 5000, "a" * 10_000, "🦙" * 3000, "e" + "\u0301" * 3000, "字" * 5000,
-        "Zażółć gęślą jaźń. " * 200]
+SPECIAL = [
+    " ",
+    "  ",
+    "   ",
+    "\n",
+    "\t",
+    "\r",
+    "\0",
+    META,
+    "▅",
+    "a",
+    "the",
+    "THE",
+    "there",
+    " and",
+    "0",
+    "9",
+    "42",
+    "é",
+    "e\u0301",
+    "ż",
+    "ą",
+    "字",
+    "ひカー",
+    "한",
+    "🦙",
+    "👩‍👧",
+    "\u200d",
+    "\u0323",
+    "ﬁ",
+    "½",
+    "\u00a0",
+    "\u3000",
+    "\ufeff",
+    "\ufffd",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<0x41>",
+    "<sep>",
+    "ab",
+    "abc",
+    "abcd",
+    " x ",
+    "x",
+    "z",
+    "<c>",
+    "hello",
+    ".",
+]
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=40) | st.lists(
+    st.sampled_from(SPECIAL), max_size=14
+).map("".join)
+LONG = [
+    "",
+    "9" * 100_000,
+    " " * 5000 + "x",
+    "ab" * 5000,
+    "a" * 10_000,
+    "🦙" * 3000,
+    "e" + "\u0301" * 3000,
+    "字" * 5000,
+    "Zażółć gęślą jaźń. " * 200,
+]
 
 
 def train(lines, **changes):
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model,
-                                   **{**SETTINGS, "vocab_size": 700, **changes})
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        **{**SETTINGS, "vocab_size": 700, **changes},
+    )
     return model.getvalue()
 
 
 def altered(name, data):
     "The models that the trainer does not write."
     model, chance = protobuf.ModelProto.FromString(data), random.Random(1)
-    if name == "no escape": model.normalizer_spec.escape_whitespaces = False
+    if name == "no escape":
+        model.normalizer_spec.escape_whitespaces = False
     for piece in model.pieces if "unused" in name else []:
-        if piece.type == 1 and chance.random() < 0.5: piece.type = UNUSED
+        if piece.type == 1 and chance.random() < 0.5:
+            piece.type = UNUSED
     return model.SerializeToString()
 
 
@@ -72,14 +165,19 @@ def models(tmp_path_factory):
     for name, changes in VARIANTS.items():
         data = altered(name, train(PLAYS[0].split("\n"), **changes))
         (folder / f"{name}.model").write_bytes(data)
-        made[name] = BPE.load(folder / f"{name}.model"), spm.SentencePieceProcessor(model_proto=data)
+        made[name] = (
+            BPE.load(folder / f"{name}.model"),
+            spm.SentencePieceProcessor(model_proto=data),
+        )
     return made
 
 
 def shipped():
     "Models that others trained: those in the package mistral-common."
-    try: files = importlib.metadata.files("mistral-common")
-    except importlib.metadata.PackageNotFoundError: return []
+    try:
+        files = importlib.metadata.files("mistral-common")
+    except importlib.metadata.PackageNotFoundError:
+        return []
     return [Path(file.locate()) for file in files if ".model" in file.name]
 
 
@@ -110,13 +208,19 @@ def test_ids_of_long_texts_are_sentencepieces(models, name):
         assert ids == theirs.encode(text) and ours.decode(ids) == theirs.decode(ids)
 
 
-@pytest.mark.skipif(not shipped(), reason="mistral-common, whose models are read here, is not installed")
+@pytest.mark.skipif(
+    not shipped(), reason="mistral-common, whose models are read here, is not installed"
+)
 def test_models_that_others_trained():
     for path in shipped():
         ours, theirs = BPE.load(path), spm.SentencePieceProcessor(model_file=str(path))
         chance = random.Random(0)
-        texts = ["".join(chance.choices(SPECIAL + ["[INST]", "[REF]", "[/INST]"], k=10)) for _ in range(500)]
-        for text in [*texts, *LONG, PLAYS[1]]: assert ours.encode(text) == theirs.encode(text), (path.name, text[:50])
+        texts = [
+            "".join(chance.choices(SPECIAL + ["[INST]", "[REF]", "[/INST]"], k=10))
+            for _ in range(500)
+        ]
+        for text in [*texts, *LONG, PLAYS[1]]:
+            assert ours.encode(text) == theirs.encode(text), (path.name, text[:50])
         ids = [[chance.randrange(ours.vocab_size) for _ in range(8)] for _ in range(500)]
         assert [ours.decode(some) for some in ids] == [theirs.decode(some) for some in ids]
         assert (ours.bos_id, ours.eos_id) == (theirs.bos_id(), theirs.eos_id())
@@ -143,15 +247,26 @@ def test_any_ids_decode_as_sentencepiece_decodes_them(models, name):
     byte = [i for i, piece in enumerate(ours.file.pieces) if piece.kind == BYTE] or [ours.unknown]
     space = [i for i, piece in enumerate(ours.file.pieces) if piece.text.startswith(META)]
     for _ in range(1000):
-        ids = [chance.choice((chance.randrange(size), *chance.choices(byte, k=2), chance.choice(space), ours.unknown))
-               for _ in range(chance.randrange(9))]
+        ids = [
+            chance.choice(
+                (
+                    chance.randrange(size),
+                    *chance.choices(byte, k=2),
+                    chance.choice(space),
+                    ours.unknown,
+                )
+            )
+            for _ in range(chance.randrange(9))
+        ]
         assert ours.decode(ids) == theirs.decode(ids), ids
 
 
 def test_ids_are_those_of_the_library_s_tokenizer(tmp_path):
     tokenizer = Tokenizer.train(PLAYS[:2], 600, tmp_path / "tokenizer.model")
     ours = BPE.load(tokenizer.path)
-    assert ours.encode(PLAYS[2], bos=True, eos=True) == tokenizer.encode(PLAYS[2], bos=True, eos=True)
+    assert ours.encode(PLAYS[2], bos=True, eos=True) == tokenizer.encode(
+        PLAYS[2], bos=True, eos=True
+    )
 
 
 # how much work it is
@@ -159,18 +274,31 @@ def test_ids_are_those_of_the_library_s_tokenizer(tmp_path):
 
 class Counted(dict):
     asked = 0
-    def get(self, key): self.asked += 1; return super().get(key)
+
+    def get(self, key):
+        self.asked += 1
+        return super().get(key)
 
 
 class Compared(float):
     times = 0
-    def __lt__(self, other): Compared.times += 1; return float(self) < float(other)
-    def __eq__(self, other): Compared.times += 1; return float(self) == float(other)
+
+    def __lt__(self, other):
+        Compared.times += 1
+        return float(self) < float(other)
+
+    def __eq__(self, other):
+        Compared.times += 1
+        return float(self) == float(other)
+
     __hash__ = float.__hash__
 
 
-@pytest.mark.parametrize("text", [PLAYS[0].replace(" ", META), "ab" * 20_000, "a" * 40_000, "the▁" * 10_000],
-                         ids=["play", "abab", "aaaa", "the"])
+@pytest.mark.parametrize(
+    "text",
+    [PLAYS[0].replace(" ", META), "ab" * 20_000, "a" * 40_000, "the▁" * 10_000],
+    ids=["play", "abab", "aaaa", "the"],
+)
 def test_merging_is_linear_up_to_a_logarithm(models, text):
     rank = {**models["llama"][0].rank, "aa": 0.5, "aaaa": 1.5, "ab": 2.5, "abab": 3.5}
     for n in (1000, 4000, 16_000):
@@ -189,14 +317,17 @@ def test_what_was_seen_costs_nothing_and_memory_is_bounded(models):
     ours.encode(PLAYS[0])
     assert ours.rank.asked < 1000  # only words that are too long to be remembered
     assert max(map(len, ours.memory)) < 32
-    for i in range(70_000): ours.encode(f"{i:b}".replace("0", "a").replace("1", "b"))
+    for i in range(70_000):
+        ours.encode(f"{i:b}".replace("0", "a").replace("1", "b"))
     assert len(ours.memory) <= 2**16
 
 
 def test_merging_leaves_its_arguments_alone():
     symbols, rank = ["a", "b", "a", "b"], {"ab": 0, "abab": 1}
     assert merge(symbols, rank) == ["abab"] and symbols == ["a", "b", "a", "b"] and len(rank) == 2
-    assert merge("", rank) == [] and merge("a", rank) == ["a"] and merge("aba", {}) == ["a", "b", "a"]
+    assert (
+        merge("", rank) == [] and merge("a", rank) == ["a"] and merge("aba", {}) == ["a", "b", "a"]
+    )
     assert merge("aaa", {"aa": 0}) == ["aa", "a"]  # of equals the leftmost
     assert merge("abc", {"ab": 2, "bc": 1}) == ["a", "bc"]  # the best, not the first
 
@@ -206,17 +337,24 @@ def test_merging_leaves_its_arguments_alone():
 
 def both(texts, vocab_size, coverage=0.99995):
     "Our pieces and SentencePiece's; None where it refuses."
-    try: data = train(training_lines(texts, 10**9), vocab_size=vocab_size, character_coverage=coverage)
-    except RuntimeError: return None, None
+    try:
+        data = train(
+            training_lines(texts, 10**9), vocab_size=vocab_size, character_coverage=coverage
+        )
+    except RuntimeError:
+        return None, None
     theirs = [piece.text for piece in BPE(_read(data)).file.pieces[259:]]
     words, characters = words_and_characters(training_lines(texts, 10**9), coverage)
     learned, _ = learn(words, characters, vocab_size - 259 - len(characters))
-    short = vocab_size - 259 - len(learned) - len(characters)  # where no pair is left it takes some that do not occur
+    short = (
+        vocab_size - 259 - len(learned) - len(characters)
+    )  # where no pair is left it takes some that do not occur
     return learned + characters, theirs[: len(learned)] + theirs[len(learned) + short :]
 
 
 def _read(data):
     from llama_course import bpe
+
     return bpe._parse(data)
 
 
@@ -236,7 +374,10 @@ def test_difficult_texts_train_the_same_pieces(seed):
     chance = random.Random(seed)
     alphabet = SPECIAL + [" "] * 5 + ["م\u200cی", "ª", "µ", "１", "²", "Ⅷ", "Ω", "ж"]
     some = chance.sample(alphabet, chance.randrange(2, len(alphabet)))
-    texts = ["".join(chance.choices(some, k=chance.randrange(1, 400))) for _ in range(chance.randrange(1, 6))]
+    texts = [
+        "".join(chance.choices(some, k=chance.randrange(1, 400)))
+        for _ in range(chance.randrange(1, 6))
+    ]
     ours, theirs = both(texts, 290 + chance.randrange(60), chance.choice([0.99995, 1.0]))
     assert ours == theirs
 
@@ -247,7 +388,11 @@ def test_our_model_is_sentencepieces(tmp_path):
     assert ours.file == _read(data)
     write_model(tmp_path / "ours.model", ours.file)
     theirs = spm.SentencePieceProcessor(model_file=str(tmp_path / "ours.model"))
-    assert ours.encode(PLAYS[3]) == theirs.encode(PLAYS[3]) == BPE.load(tmp_path / "ours.model").encode(PLAYS[3])
+    assert (
+        ours.encode(PLAYS[3])
+        == theirs.encode(PLAYS[3])
+        == BPE.load(tmp_path / "ours.model").encode(PLAYS[3])
+    )
     assert Tokenizer.load(tmp_path / "ours.model").encode("soft") == ours.encode("soft")
 
 
@@ -261,7 +406,10 @@ def test_every_model_is_written_as_it_was_read(models, tmp_path):
 
 class CountedPairs(Pairs):
     looked = 0
-    def add(self, left, right): self.looked += 1; super().add(left, right)
+
+    def add(self, left, right):
+        self.looked += 1
+        super().add(left, right)
 
 
 def test_training_looks_only_at_what_has_changed():
@@ -278,22 +426,29 @@ def test_training_looks_only_at_what_has_changed():
 def test_rules_for_pieces():
     assert may_be_piece("a" * 16) and not may_be_piece("a" * 17)
     assert may_be_piece("20", split_digits=False) and not may_be_piece("20")
-    for text in ("▁▁", "▁a", "é", "e\u0301a", "字ひ", "-–", "\n\n"): assert may_be_piece(text), text
-    for text in ("a▁", "▁a▁", "a1", "１x", "aж", "a.", "字a", "\0a"): assert not may_be_piece(text), text
+    for text in ("▁▁", "▁a", "é", "e\u0301a", "字ひ", "-–", "\n\n"):
+        assert may_be_piece(text), text
+    for text in ("a▁", "▁a▁", "a1", "１x", "aж", "a.", "字a", "\0a"):
+        assert not may_be_piece(text), text
 
 
 def test_scripts_are_unicodes():
-    tools = pytest.importorskip("fontTools.unicodedata", reason="fontTools has Unicode's table of scripts")
+    tools = pytest.importorskip(
+        "fontTools.unicodedata", reason="fontTools has Unicode's table of scripts"
+    )
     same = {"Hira": "Hani", "Kana": "Hani", "Zinh": None}
     table, wrong = {}, []
     for c in map(chr, [*range(0xD800), *range(0xF900, 0x10000)]):
-        if unicodedata.category(c)[0] == "C": continue
+        if unicodedata.category(c)[0] == "C":
+            continue
         theirs = same.get(tools.script(c), tools.script(c))
         table.setdefault(script(c), Counter())[theirs] += 1
         wrong.append((c, theirs, script(c)))
     main = {ours: counts.most_common(1)[0][0] for ours, counts in table.items()}
     share = sum(main[ours] == theirs for _, theirs, ours in wrong) / len(wrong)
-    assert share > 0.96 and main["LATIN"] == "Latn" and main["COMMON"] == "Zyyy" and main[None] is None
+    assert (
+        share > 0.96 and main["LATIN"] == "Latn" and main["COMMON"] == "Zyyy" and main[None] is None
+    )
 
 
 # bad input
@@ -320,8 +475,12 @@ def test_only_tokens_are_decoded(models, wrong):
 
 @pytest.mark.parametrize("kind", ["unigram", "word", "char"])
 def test_other_kinds_of_models_are_refused_by_name(tmp_path, kind):
-    (tmp_path / "m").write_bytes(train(PLAYS[0].split("\n")[:400], model_type=kind, vocab_size=340, hard_vocab_limit=False))
-    with pytest.raises(UserError, match=f"m is a {kind} model: give one that was trained with model_type=bpe"):
+    (tmp_path / "m").write_bytes(
+        train(PLAYS[0].split("\n")[:400], model_type=kind, vocab_size=340, hard_vocab_limit=False)
+    )
+    with pytest.raises(
+        UserError, match=f"m is a {kind} model: give one that was trained with model_type=bpe"
+    ):
         BPE.load(tmp_path / "m")
 
 
@@ -330,9 +489,13 @@ def test_what_is_not_supported_is_refused(models, tmp_path):
         model = protobuf.ModelProto.FromString(train(PLAYS[0].split("\n")[:300], vocab_size=350))
         change(model)
         (tmp_path / "m").write_bytes(model.SerializePartialToString())
-        with pytest.raises(UserError, match=message): BPE.load(tmp_path / "m")
+        with pytest.raises(UserError, match=message):
+            BPE.load(tmp_path / "m")
 
-    refused(lambda m: m.denormalizer_spec.MergeFrom(protobuf.NormalizerSpec(precompiled_charsmap=b"x")), "denormalizer")
+    refused(
+        lambda m: m.denormalizer_spec.MergeFrom(protobuf.NormalizerSpec(precompiled_charsmap=b"x")),
+        "denormalizer",
+    )
     refused(lambda m: setattr(m.pieces[0], "type", 1), "what is unknown")
     refused(lambda m: setattr(m.pieces[280], "piece", m.pieces[281].piece), "same piece twice")
     refused(lambda m: setattr(m.pieces[280], "piece", ""), "empty piece")
@@ -341,21 +504,38 @@ def test_what_is_not_supported_is_refused(models, tmp_path):
 
 def test_files_that_are_no_model(tmp_path):
     good, path = train(PLAYS[0].split("\n")[:300], vocab_size=350), tmp_path / "tokenizer.model"
-    for content in (b"", b"remember the milk", good[:-1], good[:1000], b"PK\3\4" + bytes(1000), bytes(50), b"\xff" * 99):
+    for content in (
+        b"",
+        b"remember the milk",
+        good[:-1],
+        good[:1000],
+        b"PK\3\4" + bytes(1000),
+        bytes(50),
+        b"\xff" * 99,
+    ):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="tokenizer.model"): BPE.load(path)
+        with pytest.raises(UserError, match="tokenizer.model"):
+            BPE.load(path)
     for missing in (tmp_path, tmp_path / "nothing.model"):
-        with pytest.raises(UserError, match="cannot read the tokenizer"): BPE.load(missing)
+        with pytest.raises(UserError, match="cannot read the tokenizer"):
+            BPE.load(missing)
 
 
 @pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
 def test_a_damaged_model_is_refused_or_read_but_never_breaks(tmp_path, rule):
-    good, chance = train(PLAYS[0].split("\n")[:300], vocab_size=350, normalization_rule_name=rule), random.Random(0)
+    good, chance = (
+        train(PLAYS[0].split("\n")[:300], vocab_size=350, normalization_rule_name=rule),
+        random.Random(0),
+    )
     for _ in range(200):
         at = chance.randrange(len(good))
-        (tmp_path / "m").write_bytes(good[:at] + bytes([good[at] ^ 1 << chance.randrange(8)]) + good[at + 1 :])
-        try: BPE.load(tmp_path / "m").encode("To be 🦙 ½ ﬁ\t\u00a0x")
-        except UserError: pass
+        (tmp_path / "m").write_bytes(
+            good[:at] + bytes([good[at] ^ 1 << chance.randrange(8)]) + good[at + 1 :]
+        )
+        try:
+            BPE.load(tmp_path / "m").encode("To be 🦙 ½ ﬁ\t\u00a0x")
+        except UserError:
+            pass
     model = protobuf.ModelProto.FromString(good)
     for blob in (b"", b"x", bytes(3), b"\xff" * 40, bytes(40)) if rule == "nmt_nfkc" else ():
         model.normalizer_spec.precompiled_charsmap = blob
@@ -364,20 +544,38 @@ def test_a_damaged_model_is_refused_or_read_but_never_breaks(tmp_path, rule):
 
 def write_raw(path, data):
     path.write_bytes(data)
-    try: BPE.load(path).encode("½ To be 🦙")
-    except UserError as error: assert "damaged" in str(error)
+    try:
+        BPE.load(path).encode("½ To be 🦙")
+    except UserError as error:
+        assert "damaged" in str(error)
 
 
 def test_training_says_what_is_wrong():
     for texts, size, message in (
-            (["To be, or not to be"], 4096, "too short for a vocabulary of 4,096: choose at most 278, or add text"),
-            (["To be, or not to be"], 200, "no room for the 256 bytes, 3 control tokens and the text's 9 characters"),
-            ([], 4096, "no text"), (["", "\n"], 4096, "no text"), (["\0"], 300, "no text"), ("To be", 300, "into a list"),
-            (["a\ud83e"], 300, "half of a surrogate pair"), ([b"bytes"], 300, "takes text, and got bytes")):
-        with pytest.raises(UserError, match=message): train_bpe(texts, size)
+        (
+            ["To be, or not to be"],
+            4096,
+            "too short for a vocabulary of 4,096: choose at most 278, or add text",
+        ),
+        (
+            ["To be, or not to be"],
+            200,
+            "no room for the 256 bytes, 3 control tokens and the text's 9 characters",
+        ),
+        ([], 4096, "no text"),
+        (["", "\n"], 4096, "no text"),
+        (["\0"], 300, "no text"),
+        ("To be", 300, "into a list"),
+        (["a\ud83e"], 300, "half of a surrogate pair"),
+        ([b"bytes"], 300, "takes text, and got bytes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_bpe(texts, size)
     assert train_bpe(["To be, or not to be"], 278).vocab_size == 278
     smallest = train_bpe(["To be, or not to be"], 268)
-    assert len(smallest.encode("To be")) == 5 and smallest.decode(smallest.encode("To be")) == "To be"
+    assert (
+        len(smallest.encode("To be")) == 5 and smallest.decode(smallest.encode("To be")) == "To be"
+    )
 
 
 def test_binary_and_wrongly_encoded_text_still_has_a_tokenizer():

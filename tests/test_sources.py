@@ -1,4 +1,5 @@
-"The five sources: what each treatment takes away, what it must leave, and what it makes of hostile input."
+"The five sources: what each treatment takes away, what it leaves, and hostile input."
+
 import io
 import random
 import re
@@ -17,18 +18,31 @@ settings.register_profile("sources", deadline=None, max_examples=60)
 settings.load_profile("sources")
 
 
-def doc(text, name="x"): return Document("test", name, text)
+def doc(text, name="x"):
+    return Document("test", name, text)
 
 
-def text_of(step, text): return step(doc(text)).text
+def text_of(step, text):
+    return step(doc(text)).text
 
 
 # GitHub
 
-@pytest.mark.parametrize("licence, good", [
-    ("MIT", True), ("BSD License", True), ("Apache-2.0 OR BSD-2-Clause", True), ("", False), ("limited", False),
-    ("LGPL-3.0-only", False), ("MIT OR GPL-2.0", False), ("Mozilla Public License (MPL)", False),
-    ("License :: OSI Approved :: Apache Software License", True)])
+
+@pytest.mark.parametrize(
+    "licence, good",
+    [
+        ("MIT", True),
+        ("BSD License", True),
+        ("Apache-2.0 OR BSD-2-Clause", True),
+        ("", False),
+        ("limited", False),
+        ("LGPL-3.0-only", False),
+        ("MIT OR GPL-2.0", False),
+        ("Mozilla Public License (MPL)", False),
+        ("License :: OSI Approved :: Apache Software License", True),
+    ],
+)
 def test_licences(licence, good):
     assert s.is_permissive(licence) == good
 
@@ -45,11 +59,23 @@ def test_the_thresholds_are_the_ones_that_are_named():
 HEADERS = [
     ("# Copyright 2020 X\nx = 1\n", "x = 1\n"),
     ("#!/bin/sh\n# SPDX-License-Identifier: MIT\necho 1\n", "#!/bin/sh\necho 1\n"),
-    ("# What it does.\n#\n# Licensed under MIT.\n# No warranty.\n\nx = 1\n", "# What it does.\n#\nx = 1\n"),
+    (
+        "# What it does.\n#\n# Licensed under MIT.\n# No warranty.\n\nx = 1\n",
+        "# What it does.\n#\nx = 1\n",
+    ),
     ("// Copyright X\n// all rights reserved\n\n#include <a>\n", "#include <a>\n"),
-    ("/*\n * Copyright X\n */\nint a;\n", "int a;\n")]
-UNTOUCHED = ["", "\n", "#", "x = 1\n# Copyright X\n", "# Reads a table.\n\nx = 1\n", "/* a */ int b; /* Copyright */\n",
-             "'''Copyright X'''\nx = 1\n", "print('# license')\n"]
+    ("/*\n * Copyright X\n */\nint a;\n", "int a;\n"),
+]
+UNTOUCHED = [
+    "",
+    "\n",
+    "#",
+    "x = 1\n# Copyright X\n",
+    "# Reads a table.\n\nx = 1\n",
+    "/* a */ int b; /* Copyright */\n",
+    "'''Copyright X'''\nx = 1\n",
+    "print('# license')\n",
+]
 
 
 @pytest.mark.parametrize("before, after", HEADERS + [(text, text) for text in UNTOUCHED])
@@ -58,7 +84,13 @@ def test_headers(before, after):
     assert text_of(s.without_header, after) == after
 
 
-@given(st.lists(st.sampled_from(["# copyright\n", "# code\n", "#\n", "\n", "x = 1\n", "    y = '''\n", "#!/x\n", "%"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["# copyright\n", "# code\n", "#\n", "\n", "x = 1\n", "    y = '''\n", "#!/x\n", "%"]
+        )
+    )
+)
 def test_a_header_is_cut_from_the_top_only(lines):
     text = "".join(lines)
     after = text_of(s.without_header, text)
@@ -69,14 +101,24 @@ def test_a_header_is_cut_from_the_top_only(lines):
 def test_exact_duplicates_are_exact():
     step = s.ExactDuplicates()
     texts = ["a", "b", "a", "a ", "A", "b", "\ud800", "\ud800"]
-    assert [step(doc(t)) is not None for t in texts] == [True, True, False, True, True, False, True, False]
+    assert [step(doc(t)) is not None for t in texts] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 # Wikipedia
 
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/"><page><title>A</title><ns>0</ns>
 <revision><text>'''A''' is [[b|B]].</text></revision></page>
-<page><title>B</title><ns>0</ns><redirect title="A"/><revision><text>#REDIRECT [[A]]</text></revision></page>
+<page><title>B</title><ns>0</ns><redirect title="A"/>
+<revision><text>#REDIRECT [[A]]</text></revision></page>
 <page><title>Talk:A</title><ns>1</ns><revision><text>hm</text></revision></page>
 <page><title>C</title><ns>0</ns><revision><text/></revision></page></mediawiki>"""
 
@@ -87,12 +129,24 @@ def test_a_dump_gives_its_articles():
 
 
 WIKI = [
-    ("'''A''' ''b''", "A b"), ("[[x]] [[x|y]] [http://a.b c]", "x y c"), ("a<!-- no -->b", "ab"),
-    ("a{{x|{{y}}|[[z]]}}b", "ab"), ("a<ref>{{cite}}</ref>b<ref name=c/>d", "abd"),
-    ("{| class=x\n| a\n|}b", "b"), ("[[File:a.jpg|thumb|b [[c]] d]]e", "e"), ("[[Kategoria:X]]a", "a"),
-    ("[[:Category:X|y]]", "y"), ("[[Star Trek: First Contact|film]]", "film"), ("<math>a<b</math>", "$a<b$"),
-    ("A ({{lang|x}}; born 1)", "A (born 1)"), ("A ({{IPA|x}}) b", "A b"), ("a &amp; b &lt;c", "a & b <c"),
-    ("== H ==\na\n== References ==\n{{reflist}}\n== Links ==", "H \na"), ("{{unclosed", "{{unclosed"), ("", "")]
+    ("'''A''' ''b''", "A b"),
+    ("[[x]] [[x|y]] [http://a.b c]", "x y c"),
+    ("a<!-- no -->b", "ab"),
+    ("a{{x|{{y}}|[[z]]}}b", "ab"),
+    ("a<ref>{{cite}}</ref>b<ref name=c/>d", "abd"),
+    ("{| class=x\n| a\n|}b", "b"),
+    ("[[File:a.jpg|thumb|b [[c]] d]]e", "e"),
+    ("[[Kategoria:X]]a", "a"),
+    ("[[:Category:X|y]]", "y"),
+    ("[[Star Trek: First Contact|film]]", "film"),
+    ("<math>a<b</math>", "$a<b$"),
+    ("A ({{lang|x}}; born 1)", "A (born 1)"),
+    ("A ({{IPA|x}}) b", "A b"),
+    ("a &amp; b &lt;c", "a & b <c"),
+    ("== H ==\na\n== References ==\n{{reflist}}\n== Links ==", "H \na"),
+    ("{{unclosed", "{{unclosed"),
+    ("", ""),
+]
 
 
 @pytest.mark.parametrize("wikitext, prose", WIKI)
@@ -121,12 +175,15 @@ def test_plain_text_is_left_alone(words):
 
 # Books
 
+
 def by_hand(text, size=5):
     words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i:i + size]) for i in range(max(1, len(words) - size + 1))}
+    return {tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1))}
 
 
-@given(st.lists(st.sampled_from("abcd"), max_size=40), st.lists(st.sampled_from("abcd"), max_size=40))
+@given(
+    st.lists(st.sampled_from("abcd"), max_size=40), st.lists(st.sampled_from("abcd"), max_size=40)
+)
 def test_shingles_are_sets_of_runs(a, b):
     a, b = " ".join(a), " ".join(b)
     A, B = by_hand(a), by_hand(b)
@@ -142,10 +199,16 @@ def test_the_estimate_has_the_error_of_theory():
             numbers = chance.integers(0, 2**63, 1000, dtype=np.uint64)
             both = int(share * 1000)
             rest = (1000 - both) // 2
-            a, b = numbers[:both + rest], np.concatenate([numbers[:both], numbers[both + rest:]])
+            a, b = numbers[: both + rest], np.concatenate([numbers[:both], numbers[both + rest :]])
             estimate = (s.minhash(a, 256, seed) == s.minhash(b, 256, seed)).mean()
-            errors.append((estimate - s.jaccard(np.sort(a), np.sort(b))) / np.sqrt(share * (1 - share) / 256))
-        assert abs(np.mean(errors)) < 0.6 and 0.6 < np.std(errors) < 1.5, (share, np.mean(errors), np.std(errors))
+            errors.append(
+                (estimate - s.jaccard(np.sort(a), np.sort(b))) / np.sqrt(share * (1 - share) / 256)
+            )
+        assert abs(np.mean(errors)) < 0.6 and 0.6 < np.std(errors) < 1.5, (
+            share,
+            np.mean(errors),
+            np.std(errors),
+        )
 
 
 def test_minhash_does_not_depend_on_order_or_parts():
@@ -162,8 +225,15 @@ def test_near_duplicates():
     edition = " ".join(words[:1500] + ["other"] + words[1501:])
     half = " ".join(words[:1500] + [str(chance.random()) for _ in range(1500)])
     step = s.NearDuplicates()
-    names = [d.name for d in (doc(book, "book"), doc(edition, "edition"), doc(half, "half"), doc(book, "again")) if step(d)]
-    assert names == ["book", "half"] and [(a, b) for a, b, _ in step.twins] == [("edition", "book"), ("again", "book")]
+    names = [
+        d.name
+        for d in (doc(book, "book"), doc(edition, "edition"), doc(half, "half"), doc(book, "again"))
+        if step(d)
+    ]
+    assert names == ["book", "half"] and [(a, b) for a, b, _ in step.twins] == [
+        ("edition", "book"),
+        ("again", "book"),
+    ]
     assert s.NearDuplicates(threshold=0.3)(doc(book)) is not None
     loose = s.NearDuplicates(threshold=0.2)
     assert loose(doc(book)) and loose(doc(half, "half")) is None
@@ -172,12 +242,25 @@ def test_near_duplicates():
 # ArXiv
 
 COMMENTS = [
-    ("a % b\nc", "a c"), (r"5\% of a", r"5\% of a"), (r"a\\% b" + "\nc", r"a\\c"), ("% a\nb", "b"), ("a\n  % b\nc", "a\nc"),
-    ("a%\n\nb", "a\n\nb"), ("%", ""), (r"\verb|%| a%b", r"\verb|%| a"), (r"\verb+%+a", r"\verb+%+a"),
+    ("a % b\nc", "a c"),
+    (r"5\% of a", r"5\% of a"),
+    (r"a\\% b" + "\nc", r"a\\c"),
+    ("% a\nb", "b"),
+    ("a\n  % b\nc", "a\nc"),
+    ("a%\n\nb", "a\n\nb"),
+    ("%", ""),
+    (r"\verb|%| a%b", r"\verb|%| a"),
+    (r"\verb+%+a", r"\verb+%+a"),
     ("\\begin{verbatim}\n% a\n\\end{verbatim}", "\\begin{verbatim}\n% a\n\\end{verbatim}"),
-    ("\\begin{lstlisting}[x]\na % b\n\\end{lstlisting}% c", "\\begin{lstlisting}[x]\na % b\n\\end{lstlisting}"),
-    (r"\url{a%20b}", r"\url{a%20b}"), ("a\\begin{comment}b\\end{comment}\nc", "ac"), (r"\%% a", r"\%"),
-    (r"\begin{verbatim} never closed % a", r"\begin{verbatim} never closed ")]
+    (
+        "\\begin{lstlisting}[x]\na % b\n\\end{lstlisting}% c",
+        "\\begin{lstlisting}[x]\na % b\n\\end{lstlisting}",
+    ),
+    (r"\url{a%20b}", r"\url{a%20b}"),
+    ("a\\begin{comment}b\\end{comment}\nc", "ac"),
+    (r"\%% a", r"\%"),
+    (r"\begin{verbatim} never closed % a", r"\begin{verbatim} never closed "),
+]
 
 
 @pytest.mark.parametrize("before, after", COMMENTS)
@@ -189,7 +272,8 @@ def test_comments(before, after):
 def test_comments_go_once_and_for_all(text):
     after = text_of(s.without_tex_comments, text)
     assert len(after) <= len(text)
-    if "%" not in text: assert after == text
+    if "%" not in text:
+        assert after == text
     unescaped = re.sub(r"\\.", "", after, flags=re.S)  # what is left of % stands after a backslash
     assert "%" not in unescaped or re.search(r"\\%", after)
 
@@ -203,20 +287,37 @@ def papers(draw):
     source, known = [], {}
     for name in draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=5)):
         count, default = draw(st.integers(0, 3)), None
-        if count and draw(st.booleans()): default = draw(st.sampled_from(["d", "{d}"]))
-        body = draw(st.lists(st.sampled_from(["x", r"\alpha ", "{y}", *(f"#{i + 1}" for i in range(count))]), max_size=5))
+        if count and draw(st.booleans()):
+            default = draw(st.sampled_from(["d", "{d}"]))
+        body = draw(
+            st.lists(
+                st.sampled_from(["x", r"\alpha ", "{y}", *(f"#{i + 1}" for i in range(count))]),
+                max_size=5,
+            )
+        )
         inner = draw(st.sampled_from([None, *known]))
         use = lambda args: ""
         if inner:
             use, args = known[inner]
             body.append(inner + "{}" if not args else inner + "".join("{z}" for _ in range(args)))
-            body_value = body[:-1] + [(use(["z"] * args) if args else use([])) + ("" if args else "{}")]
-        else: body_value = body
+            body_value = body[:-1] + [
+                (use(["z"] * args) if args else use([])) + ("" if args else "{}")
+            ]
+        else:
+            body_value = body
         form = draw(st.sampled_from(["new", "def"])) if default is None else "new"
         joined = "".join(body)
-        if form == "def": source.append(rf"\def{name}" + "".join(f"#{i + 1}" for i in range(count)) + f"{{{joined}}}")
-        else: source.append(rf"\newcommand{{{name}}}" + (f"[{count}]" if count else "")
-                            + (f"[{default}]" if default is not None else "") + f"{{{joined}}}")
+        if form == "def":
+            source.append(
+                rf"\def{name}" + "".join(f"#{i + 1}" for i in range(count)) + f"{{{joined}}}"
+            )
+        else:
+            source.append(
+                rf"\newcommand{{{name}}}"
+                + (f"[{count}]" if count else "")
+                + (f"[{default}]" if default is not None else "")
+                + f"{{{joined}}}"
+            )
         needed = count - (default is not None)
 
         def value(args, parts=tuple(body_value), default=default):
@@ -230,7 +331,9 @@ def papers(draw):
             text.append(name), wanted.append(name)
             continue
         value, needed = known[name]
-        args = draw(st.lists(st.sampled_from(["p", "{q}", r"\beta ", ""]), min_size=needed, max_size=needed))
+        args = draw(
+            st.lists(st.sampled_from(["p", "{q}", r"\beta ", ""]), min_size=needed, max_size=needed)
+        )
         text.append(name + "".join(f"{{{a}}}" for a in args) + ("" if needed else "{}"))
         wanted.append(value(args) + ("" if needed else "{}"))
     return "".join(source + text), "".join(wanted)
@@ -243,12 +346,23 @@ def test_macros_become_what_they_stand_for(paper):
     assert s.expand_macros(text) == wanted
 
 
-@pytest.mark.parametrize("text, wanted", [
-    (r"\newcommand{\m}[1]{#1}\m{\beta}words", r"\beta words"),  # the name must not run into the word
-    (r"\def\a{\alpha}$\a x\a_1\a1$", r"$\alpha x\alpha_1\alpha1$"), (r"\def\a{b}\a c \ab", r"bc \ab"),
-    (r"\def\b#1{<#1>}\def\a{\b}\a{x}", "<x>"), (r"\def\m#1{\def\k##1{#1-##1}}\m{a}\k{b}", "a-b"),
-    (r"\verb|\a|\def\a{1}\verb|\a|\a", r"\verb|\a|\verb|\a|1"), (r"\a\def\a{1}\a\def\a{2}\a", r"\a12"),
-    (r"\newcommand\f[2][x]{#1#2}\f yz\f[q]{rs}", "xyzqrs"), (r"\DeclareMathOperator{\id}{id}\id", r"\operatorname{id}")])
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        (
+            r"\newcommand{\m}[1]{#1}\m{\beta}words",
+            r"\beta words",
+        ),  # the name must not run into the word
+        (r"\def\a{\alpha}$\a x\a_1\a1$", r"$\alpha x\alpha_1\alpha1$"),
+        (r"\def\a{b}\a c \ab", r"bc \ab"),
+        (r"\def\b#1{<#1>}\def\a{\b}\a{x}", "<x>"),
+        (r"\def\m#1{\def\k##1{#1-##1}}\m{a}\k{b}", "a-b"),
+        (r"\verb|\a|\def\a{1}\verb|\a|\a", r"\verb|\a|\verb|\a|1"),
+        (r"\a\def\a{1}\a\def\a{2}\a", r"\a12"),
+        (r"\newcommand\f[2][x]{#1#2}\f yz\f[q]{rs}", "xyzqrs"),
+        (r"\DeclareMathOperator{\id}{id}\id", r"\operatorname{id}"),
+    ],
+)
 def test_macros_one_by_one(text, wanted):
     assert s.expand_macros(text) == wanted
 
@@ -259,9 +373,17 @@ def test_any_tex_is_survived(text):
     assert out is None or isinstance(out, str)
 
 
-@pytest.mark.parametrize("text", [
-    r"\def\a{\a}\a", r"\def\a{\a\a}\a", r"\def\a{x\a}\a", r"\newcommand{\a}[1]{\a{#1#1}}\a{x}",
-    "".join(rf"\def\{x}{{" + rf"\{y}" * 10 + "}" for x, y in zip("abcdefghijk", "bcdefghijkl")) + r"\def\l{x}\a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\def\a{\a}\a",
+        r"\def\a{\a\a}\a",
+        r"\def\a{x\a}\a",
+        r"\newcommand{\a}[1]{\a{#1#1}}\a{x}",
+        "".join(rf"\def\{x}{{" + rf"\{y}" * 10 + "}" for x, y in zip("abcdefghijk", "bcdefghijkl"))
+        + r"\def\l{x}\a",
+    ],
+)
 def test_endless_macros_end(text):
     began = time.perf_counter()
     assert s.with_macros_expanded(doc(text)) is None
@@ -274,11 +396,18 @@ def test_a_long_paper_is_no_trouble():
 
 
 BODIES = [
-    (r"\a\begin{document}b\section{C}d\end{document}e", r"\section{C}d"), (r"b\section*{C}d", r"\section*{C}d"),
-    (r"\begin{document}b\end{document}", "b"), (r"\section{A}\bibliography{x}\appendix b", r"\section{A}\appendix b"),
-    (r"\section[s]{A}\begin{thebibliography}{9}\bibitem{x}\end{thebibliography}b", r"\section[s]{A}b"),
-    (r"\sectionmark{x}\section{A}", r"\section{A}"), (r"\subsection{B}\section{A}", r"\section{A}"),
-    (r"\section{A}\begin{thebibliography} never closed", r"\section{A}")]
+    (r"\a\begin{document}b\section{C}d\end{document}e", r"\section{C}d"),
+    (r"b\section*{C}d", r"\section*{C}d"),
+    (r"\begin{document}b\end{document}", "b"),
+    (r"\section{A}\bibliography{x}\appendix b", r"\section{A}\appendix b"),
+    (
+        r"\section[s]{A}\begin{thebibliography}{9}\bibitem{x}\end{thebibliography}b",
+        r"\section[s]{A}b",
+    ),
+    (r"\sectionmark{x}\section{A}", r"\section{A}"),
+    (r"\subsection{B}\section{A}", r"\section{A}"),
+    (r"\section{A}\begin{thebibliography} never closed", r"\section{A}"),
+]
 
 
 @pytest.mark.parametrize("text, body", BODIES)
@@ -289,10 +418,14 @@ def test_bodies(text, body):
 
 # StackExchange
 
+
 def test_html_of_posts():
     assert s.post_text("<p>a</p><p>b<br/>c</p>") == "a\n\nb\nc"
     assert s.post_text("<pre><code> a\n   b\n</code></pre>") == " a\n   b"
-    assert s.post_text("<script>x</script><style>y</style><p>1 &lt; 2 &amp;&amp; 3</p>") == "1 < 2 && 3"
+    assert (
+        s.post_text("<script>x</script><style>y</style><p>1 &lt; 2 &amp;&amp; 3</p>")
+        == "1 < 2 && 3"
+    )
     assert s.post_text("<p>never <b>closed") == "never closed" and s.post_text("") == ""
     assert s.post_text("<div>" * 20_000 + "deep") == "deep"
     assert s.post_text("\0a\1<p>\0b") == "a\n\nb"
@@ -303,14 +436,21 @@ def test_any_html_is_survived(text):
     assert isinstance(s.post_text(text), str)
 
 
-def row(number, kind, **more): return {"Id": str(number), "PostTypeId": str(kind)} | more
+def row(number, kind, **more):
+    return {"Id": str(number), "PostTypeId": str(kind)} | more
 
 
 def test_answers_stand_by_score():
-    rows = [row(5, 2, ParentId="1", Score="3", Body="c"), row(2, 2, ParentId="1", Score="-1", Body="e"),
-            row(1, 1, Title="T & U", Body="q"), row(3, 2, ParentId="1", Score="3", Body="b"), row(9, 5, Body="wiki"),
-            row(4, 2, ParentId="1", Score="30", Body="a"), row(6, 2, ParentId="7", Score="1", Body="lost"),
-            row(8, 2, ParentId="1", Body="d")]
+    rows = [
+        row(5, 2, ParentId="1", Score="3", Body="c"),
+        row(2, 2, ParentId="1", Score="-1", Body="e"),
+        row(1, 1, Title="T & U", Body="q"),
+        row(3, 2, ParentId="1", Score="3", Body="b"),
+        row(9, 5, Body="wiki"),
+        row(4, 2, ParentId="1", Score="30", Body="a"),
+        row(6, 2, ParentId="7", Score="1", Body="lost"),
+        row(8, 2, ParentId="1", Body="d"),
+    ]
     for seed in range(5):
         lonely = []
         random.Random(seed).shuffle(rows)
@@ -326,15 +466,45 @@ def test_posts_are_read_from_the_dump():
 
 # all
 
-STEPS = [s.short_lines, s.mostly_alphanumeric, s.without_header, s.ExactDuplicates(), s.plain_wikitext, s.NearDuplicates(),
-         s.without_tex_comments, s.with_macros_expanded, s.paper_body, s.without_html]
+STEPS = [
+    s.short_lines,
+    s.mostly_alphanumeric,
+    s.without_header,
+    s.ExactDuplicates(),
+    s.plain_wikitext,
+    s.NearDuplicates(),
+    s.without_tex_comments,
+    s.with_macros_expanded,
+    s.paper_body,
+    s.without_html,
+]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: getattr(step, "__name__", type(step).__name__))
+@pytest.mark.parametrize(
+    "step", STEPS, ids=lambda step: getattr(step, "__name__", type(step).__name__)
+)
 def test_every_step_takes_what_there_is(step):
-    if step is s.plain_wikitext: pytest.importorskip("mwparserfromhell")
+    if step is s.plain_wikitext:
+        pytest.importorskip("mwparserfromhell")
     funnel = Funnel({"step": step})
-    hostile = ["", " ", "\n" * 1000, "\0", "a" * 200_000, "{" * 3000, "[[" * 3000, "<" * 3000, "\\" * 3000, "%" * 3000,
-               "\u202e\u0301", "🦙" * 1000, "\udcff not UTF-8", "((((" * 500, "#" * 5000, "/*" * 2000]
-    for text in funnel(doc(text, str(i)) for i, text in enumerate(hostile)): assert isinstance(text.text, str)
+    hostile = [
+        "",
+        " ",
+        "\n" * 1000,
+        "\0",
+        "a" * 200_000,
+        "{" * 3000,
+        "[[" * 3000,
+        "<" * 3000,
+        "\\" * 3000,
+        "%" * 3000,
+        "\u202e\u0301",
+        "🦙" * 1000,
+        "\udcff not UTF-8",
+        "((((" * 500,
+        "#" * 5000,
+        "/*" * 2000,
+    ]
+    for text in funnel(doc(text, str(i)) for i, text in enumerate(hostile)):
+        assert isinstance(text.text, str)
     assert funnel.counts[0]["documents_in"] == len(hostile)

@@ -11,15 +11,41 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llama_course.data import Document, sample, shakespeare, split, standard_library
-from llama_course.support.shards import Shard, write_shard
-from llama_course.support.errors import UserError
 from llama_course.support.disk import fingerprint
+from llama_course.support.errors import UserError
+from llama_course.support.shards import Shard, write_shard
 from llama_course.tokenizer import GUARD, META, SETTINGS, Tokenizer, training_lines
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)  # any Unicode text without surrogates
 # and text in which the difficult characters meet each other often
-SPECIAL = [" ", "  ", "\n", "\t", "\r", "\0", META, GUARD, "▅", "a", "the", "THE", "0", "42", "é",
-           "e\u0301", "ż", "字", "🦙", "\u200d", "<s>", "</s>", "<unk>", "<0x41>", "\ufeff", "."]
+SPECIAL = [
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\r",
+    "\0",
+    META,
+    GUARD,
+    "▅",
+    "a",
+    "the",
+    "THE",
+    "0",
+    "42",
+    "é",
+    "e\u0301",
+    "ż",
+    "字",
+    "🦙",
+    "\u200d",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<0x41>",
+    "\ufeff",
+    ".",
+]
 KNOTS = st.lists(st.sampled_from(SPECIAL), max_size=20).map("".join)
 
 
@@ -39,8 +65,12 @@ def prefixed(texts, tmp_path_factory):
     "A model made elsewhere, with the space that SentencePiece puts before every text by default."
     model = io.BytesIO()
     lines = iter(training_lines(texts[0], 300_000))
-    spm.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=800,
-                                   **{**SETTINGS, "add_dummy_prefix": True})
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=model,
+        vocab_size=800,
+        **{**SETTINGS, "add_dummy_prefix": True},
+    )
     path = tmp_path_factory.mktemp("prefixed") / "tokenizer.model"
     path.write_bytes(model.getvalue())
     return Tokenizer.load(path)
@@ -99,7 +129,9 @@ def test_bytes_that_are_no_text_are_shown_as_such(tokenizer):
 @given(st.text("0123456789 +=.abx\n", max_size=40))
 def test_digits_stand_alone(tokenizer, text):
     pieces = [tokenizer.piece(i) for i in tokenizer.encode(text)]
-    assert all(len(p) == 1 for p in pieces if any(c.isdigit() for c in p) and not p.startswith("<0x"))
+    assert all(
+        len(p) == 1 for p in pieces if any(c.isdigit() for c in p) and not p.startswith("<0x")
+    )
     assert sum(p.isdigit() for p in pieces) == sum(c.isdigit() for c in text)
 
 
@@ -157,13 +189,20 @@ def test_long_texts_agree_with_transformers(tokenizer, theirs, texts):
 
 def test_the_same_texts_give_the_same_file(texts, tmp_path):
     some = texts[0][:2]
-    models = [Tokenizer.train(some, 500, tmp_path / name / "tokenizer.model") for name in ("a", "b")]
-    code = ("import sys; from llama_course.tokenizer import Tokenizer; from llama_course.data import *;"
-            "texts = [d.text for d in split(shakespeare())[0][:2]];"
-            "print(Tokenizer.train(texts, 500, sys.argv[1]).fingerprint)")
+    models = [
+        Tokenizer.train(some, 500, tmp_path / name / "tokenizer.model") for name in ("a", "b")
+    ]
+    code = (
+        "import sys; from llama_course.tokenizer import Tokenizer; from llama_course.data import *;"
+        "texts = [d.text for d in split(shakespeare())[0][:2]];"
+        "print(Tokenizer.train(texts, 500, sys.argv[1]).fingerprint)"
+    )
     command = [sys.executable, "-c", code, tmp_path / "c.model"]
     other = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert len({m.fingerprint for m in models} | {other.stdout.strip(), fingerprint(models[0].path)}) == 1
+    assert (
+        len({m.fingerprint for m in models} | {other.stdout.strip(), fingerprint(models[0].path)})
+        == 1
+    )
     assert other.stderr == ""  # SentencePiece keeps quiet
     assert Tokenizer.train(some[:1], 500, tmp_path / "d.model").fingerprint != models[0].fingerprint
 
@@ -175,7 +214,9 @@ def test_training_lines(texts, max_bytes):
     total = len("".join(texts))
     lines = training_lines(texts, max_bytes)
     assert all("\n" not in line.lstrip("\n") for line in lines)
-    assert len(lines) == int(len(training_lines(texts, 10**6)) * min(1, max_bytes / max(1, total)) + 1e-9)
+    assert len(lines) == int(
+        len(training_lines(texts, 10**6)) * min(1, max_bytes / max(1, total)) + 1e-9
+    )
 
 
 def test_very_long_lines_are_learnt_from():
@@ -185,13 +226,19 @@ def test_very_long_lines_are_learnt_from():
 
 
 def test_training_leaves_nothing_behind_when_it_fails(tmp_path):
-    mistakes = [(["To be, or not to be"], 4096, "choose at most 2[0-9]+, or add text"),
-                (["To be, or not to be"], 100, "choose more than 2[0-9]+"),
-                ("To be, or not to be", 300, "put it into a list"),
-                (["a", "b\ud800"], 300, "half of a surrogate pair"),
-                ([], 4096, "no text"), ([""], 4096, "no text"), (["x"], -1, "cannot make"),
-                ([b"bytes"], 300, "takes text, and got bytes"), (["a", None], 300, "takes text, and got NoneType"),
-                (["\0\0"], 300, "no text"), (["\n\n"], 300, "no text")]
+    mistakes = [
+        (["To be, or not to be"], 4096, "choose at most 2[0-9]+, or add text"),
+        (["To be, or not to be"], 100, "choose more than 2[0-9]+"),
+        ("To be, or not to be", 300, "put it into a list"),
+        (["a", "b\ud800"], 300, "half of a surrogate pair"),
+        ([], 4096, "no text"),
+        ([""], 4096, "no text"),
+        (["x"], -1, "cannot make"),
+        ([b"bytes"], 300, "takes text, and got bytes"),
+        (["a", None], 300, "takes text, and got NoneType"),
+        (["\0\0"], 300, "no text"),
+        (["\n\n"], 300, "no text"),
+    ]
     for texts, size, message in mistakes:
         with pytest.raises(UserError, match=message):
             Tokenizer.train(texts, size, tmp_path / "tokenizer.model")
@@ -207,9 +254,13 @@ def test_the_advice_on_the_size_is_right(tmp_path):
 
 
 def test_binary_and_wrongly_encoded_text_comes_back(tmp_path):
-    "What was read as Latin-1 or with errors='replace' is text, if no good one; half surrogates are refused."
+    "Text read as Latin-1 or with errors='replace' is text; half surrogates are refused."
     noise = random.Random(0).randbytes(4000)
-    for text in (noise.decode("latin-1"), noise.decode(errors="replace"), "Zażółć".encode().decode("latin-1") * 50):
+    for text in (
+        noise.decode("latin-1"),
+        noise.decode(errors="replace"),
+        "Zażółć".encode().decode("latin-1") * 50,
+    ):
         size = 540 if len(text) > 3000 else 290
         tokenizer = Tokenizer.train([text, "to be or not to be " * 20], size, tmp_path / "t.model")
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -219,12 +270,18 @@ def test_binary_and_wrongly_encoded_text_comes_back(tmp_path):
 
 def test_numbers_are_cut_at_the_same_places_only_if_digits_are_split(texts, tokenizer):
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(training_lines(texts[0], 10**9)), model_writer=model,
-                                   vocab_size=2000, **{**SETTINGS, "split_digits": False})
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(training_lines(texts[0], 10**9)),
+        model_writer=model,
+        vocab_size=2000,
+        **{**SETTINGS, "split_digits": False},
+    )
     together = spm.SentencePieceProcessor(model_proto=model.getvalue())
     numbers = [str(n) for n in range(1000, 10_000, 7)]
     places = lambda pieces: tuple(map(len, pieces))
-    assert {places([tokenizer.piece(i) for i in tokenizer.encode(n)]) for n in numbers} == {(1, 1, 1, 1)}
+    assert {places([tokenizer.piece(i) for i in tokenizer.encode(n)]) for n in numbers} == {
+        (1, 1, 1, 1)
+    }
     assert len({places(together.encode(n, out_type=str)) for n in numbers}) > 2
 
 
@@ -279,13 +336,21 @@ def test_a_damaged_model_is_refused_or_noticed_by_its_fingerprint(tokenizer, tmp
             pass
 
 
-@pytest.mark.parametrize("change", [{"byte_fallback": False}, {"normalization_rule_name": "nmt_nfkc"},
-                                    {"remove_extra_whitespaces": True}, {"bos_id": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"byte_fallback": False},
+        {"normalization_rule_name": "nmt_nfkc"},
+        {"remove_extra_whitespaces": True},
+        {"bos_id": -1},
+    ],
+)
 def test_models_that_lose_something_are_refused(texts, tmp_path, change):
     model = io.BytesIO()
     lines = iter(training_lines(texts[0], 100_000))
-    spm.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=600,
-                                   **{**SETTINGS, **change})
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=600, **{**SETTINGS, **change}
+    )
     (tmp_path / "lossy.model").write_bytes(model.getvalue())
     with pytest.raises(UserError, match="lossy.model loses characters or has no BOS"):
         Tokenizer.load(tmp_path / "lossy.model")
