@@ -56,7 +56,7 @@ def training_step(batch: torch.Tensor):
     config = LlamaConfig.from_name("pocket")
     step = Step(
         Llama(config).train(),
-        Recipe(steps=1, proportions={}, batch_size=len(batch), seq_len=batch.shape[1] - 1),
+        Recipe(steps=1, batch_size=len(batch), seq_len=batch.shape[1] - 1),
     )
     return lambda: step(batch % config.vocab_size, 1e-4)
 

@@ -24,7 +24,7 @@ import torch
 
 from .support.errors import UserError
 from .support.patch import patch
-from .support.shards import PAYLOAD, Shard, write_shard  # noqa: F401
+from .support.shards import Shard, write_shard
 
 # %% ../nbs/03_data.ipynb #c004
 class TableRow(NamedTuple):

@@ -110,7 +110,8 @@ LEFT_OVER = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}|<!--|</?ref|'''|\|thumb\|
 
 # %% ../nbs/05_sources.ipynb #c041
 # "File" and "Category" in the paper's 20 languages, with the older names that are still in use
-NO_PROSE_NAMESPACES = set("""file image media category файл картинка категория fitxer imatge categoria soubor kategorie
+NO_PROSE_NAMESPACES = set("""
+file image media category файл картинка категория fitxer imatge categoria soubor kategorie
 fil billede kategori datei bild archivo imagen categoría fichier catégorie datoteka slika kategorija fájl kép
 kategória immagine bestand afbeelding categorie plik grafika kategoria ficheiro imagem fișier imagine
 изображение датотека слика категорија зображення категорія""".split())

@@ -281,27 +281,26 @@ class NGramModel:
         "The pieces with marks for the beginning and the end."
         return (*["<s>"] * (self.order - 1), *self.encode(text), "</s>")
 
-# %% ../nbs/04_web.ipynb #c068
-@patch
-def fit(
-    self: NGramModel,
-    texts,  # paragraphs
-):
-    "Counts; itself."
-    counts, self.levels = Counter(), []
-    for text in texts:
-        pieces = self.sentence(text)
-        counts.update(zip(*(pieces[i:] for i in range(self.order))))
-    if not counts:
-        raise UserError("a language model needs text to count, and got none: check the source.")
-    for _ in range(self.order):
-        total, types = Counter(), Counter(gram[:-1] for gram in counts)
-        for gram, count in counts.items():
-            total[gram[:-1]] += count
-        rest = {h: (total[h], self.discount * types[h] / total[h]) for h in total}
-        self.levels.insert(0, (dict(counts), rest))
-        counts = Counter(gram[1:] for gram in counts)  # of each, how many different pieces came before
-    return self
+    def fit(
+        self,
+        texts,  # paragraphs
+    ):
+        "Counts; itself."
+        counts, self.levels = Counter(), []
+        for text in texts:
+            pieces = self.sentence(text)
+            counts.update(zip(*(pieces[i:] for i in range(self.order))))
+        if not counts:
+            raise UserError("a language model needs text to count, and got none: check the source.")
+        for _ in range(self.order):
+            total, types = Counter(), Counter(gram[:-1] for gram in counts)
+            for gram, count in counts.items():
+                total[gram[:-1]] += count
+            rest = {h: (total[h], self.discount * types[h] / total[h]) for h in total}
+            self.levels.insert(0, (dict(counts), rest))
+            # of each shorter run, how many different pieces came before
+            counts = Counter(gram[1:] for gram in counts)
+        return self
 
 # %% ../nbs/04_web.ipynb #c070
 @patch
@@ -360,7 +359,8 @@ class NotSurprising:
         return document if self.model.perplexity(document.text) <= self.limit else None
 
 # %% ../nbs/04_web.ipynb #c086
-POLICY_PHRASES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+POLICY_PHRASES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies",
+                  "use cookies")
 
 
 def no_long_word(line) -> bool:

@@ -564,6 +564,7 @@ def test_train_takes_the_folder(tmp_path, with_tokenizer):
     path.write_text(path.read_text().replace("proportion = 1\n", "proportion = 0.75\n"))
     made, out = build_corpus(path, tmp_path / "out"), tmp_path / "out"
     assert prepared(out) == made and prepared(tmp_path / "in") is None
+    assert build_corpus(path, out) == made  # nothing is done again, the shards are verified
     if with_tokenizer:
         shares = {name: about["proportion"] for name, about in made["sources"].items()}
         shards = {name: Shard(out / "tokens" / f"{name}.train.tokens") for name in shares}
