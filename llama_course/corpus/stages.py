@@ -103,7 +103,7 @@ class ReadAgain(ReadSource):
         return cleaned(self.parts, self.source.name)
 
 
-class FilterStep(_Block):
+class FunnelStep(_Block):
     "One step of a funnel, counted as a funnel counts."
 
     def __init__(self, made_by: str, options: dict, step: str):
@@ -154,7 +154,7 @@ def stages_of(
     whole = whole if source.duplicates == "all" else []
     cut = whole[0] if whole else len(chosen)
     parts, clean = work / "parts", Path(place) / "clean" / source.name
-    early = [FilterStep("SOUND", {}, step) for step in SOUND] + _blocks(chosen[:cut])
+    early = [FunnelStep("SOUND", {}, step) for step in SOUND] + _blocks(chosen[:cut])
     first = [ReadSource(source), *early, WriteRank(parts if whole else clean)]
     if not whole:
         return [CorpusStage(first, tasks, work / "1", clean)]
@@ -162,10 +162,10 @@ def stages_of(
     return [CorpusStage(first, tasks, work / "1", parts), CorpusStage(again, 1, work / "2", clean)]
 
 
-def _blocks(filters: Iterable[tuple[str, dict]]) -> list[FilterStep]:
+def _blocks(filters: Iterable[tuple[str, dict]]) -> list[FunnelStep]:
     "A block for each step; the rules of C4 are several."
     names = {name: make_steps(name, {}) if name == "c4_rules" else [name] for name, _ in filters}
-    return [FilterStep(name, chosen, step) for name, chosen in filters for step in names[name]]
+    return [FunnelStep(name, chosen, step) for name, chosen in filters for step in names[name]]
 
 
 def gather_counts(
@@ -181,6 +181,6 @@ def gather_counts(
     counts = [
         {"step": block.name} | {column: numbers[column] for column in columns}
         for block, numbers in zip(stage.blocks, total)
-        if isinstance(block, FilterStep)
+        if isinstance(block, FunnelStep)
     ]
     return total[0], counts
