@@ -1,21 +1,21 @@
 """Build the site: `python docs/build.py [FOLDER]`, by default into docs/_site.
 
-Every notebook becomes a page at the same place as in the project: links between notebooks work in both.
-nbdev's processors prepare them. Its own list for a site shows a signature in place of an exported cell;
-here the code of the library is what the reader came for, so exported cells stay, marked as such.
+Every notebook becomes a page at the same place as in the project: links between notebooks work in
+both. nbdev's processors prepare them. Its own list for a site shows a signature in place of an
+exported cell; here the code of the library is what the reader came for, so exported cells stay, marked as such.
 """
+
 import re
 import shutil
 import sys
 from pathlib import Path
 
+from api import write_api
 from execnb.nbio import mk_cell, read_nb, write_nb
 from nbdev.process import NBProcessor
 from nbdev.processors import filter_stream_, hide_line, rm_header_dash, strip_ansi
-from sphinx.cmd.build import build_main
-
-from api import write_api
 from readme import ROOT, links, rebase, show
+from sphinx.cmd.build import build_main
 
 DOCS = ROOT / "docs"
 PAGES = DOCS / "_pages"
@@ -34,7 +34,9 @@ PARTS = {  # part of the course: the numbers of its chapters
 def mark(cell):
     "Say of a cell that the library keeps it."
     exported = cell.directives_.keys() & {"export", "exporti", "exports"}
-    defines = re.search(r"^(def|class|@)", cell.source, re.MULTILINE)  # imports alone are not worth a mark
+    defines = re.search(
+        r"^(def|class|@)", cell.source, re.MULTILINE
+    )  # imports alone are not worth a mark
     if cell.cell_type == "code":
         cell.metadata = {"tags": ["export"] if exported and defines else []}
 
@@ -43,8 +45,10 @@ def page(path: Path):
     "A notebook as the site shows it."
     processors = [strip_ansi, hide_line, filter_stream_, rm_header_dash, show, mark]
     notebook = NBProcessor(path, procs=processors, process=True).nb
-    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"},
-                         "language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"},
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+    }
     return notebook
 
 
@@ -60,17 +64,24 @@ def entry(path: str) -> str:
     if not number:
         return path
     cells = read_nb(ROOT / f"{path}.ipynb").cells
-    title = next(re.match(r"# (.*)", cell.source)[1] for cell in cells if cell.source.startswith("# "))
+    title = next(
+        re.match(r"# (.*)", cell.source)[1] for cell in cells if cell.source.startswith("# ")
+    )
     return f"{number[1]} {re.sub('[`*<>]', '', title)} <{path}>"
 
 
 def menu(chapters: list[str], exercises: list[str], reference: list[str]) -> str:
     "The menu: the parts of the course in order, then what surrounds it."
     number = {path: re.match(r"\d*", Path(path).name)[0][:2] for path in chapters}
-    lost = [path for path in chapters if not any(number[path] in numbers for numbers in PARTS.values())]
+    lost = [
+        path for path in chapters if not any(number[path] in numbers for numbers in PARTS.values())
+    ]
     if lost:
         raise SystemExit(f"docs/build.py: add to PARTS the number of {', '.join(lost)}.")
-    parts = {part: [path for path in chapters if number[path] in numbers] for part, numbers in PARTS.items()}
+    parts = {
+        part: [path for path in chapters if number[path] in numbers]
+        for part, numbers in PARTS.items()
+    }
     parts |= {"Exercises": exercises, "Reference": reference}
     return "\n\n".join(filter(None, (toctree(part, paths) for part, paths in parts.items())))
 
@@ -99,7 +110,11 @@ def write_page(path: Path, contents: str):
     target = PAGES / ("index.ipynb" if home else place)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = place.parent.as_posix()
-    move = (lambda text: rebase(text, "nbs")) if home else (lambda text: to_home(text, folder))
+
+    def move(text: str) -> str:
+        text = to_reference(text, folder)
+        return rebase(text, "nbs") if home else to_home(text, folder)
+
     if path.suffix == ".md":
         text = path.read_text(encoding="utf-8")
         copy_linked(text, path)
@@ -118,10 +133,20 @@ def write_page(path: Path, contents: str):
     write_nb(notebook, target)
 
 
+def to_reference(text: str, folder: str) -> str:
+    "Links to the library's files and folders lead to their pages in the reference."
+    up = "../" * (folder.count("/") + 1)
+    return re.sub(
+        r"\]\((?:\.\./)+llama_course/(\w+)(?:/[\w/]*)?(?:\.py)?\)", rf"]({up}api/\1.md)", text
+    )
+
+
 def to_home(text: str, folder: str) -> str:
     "Links to the first notebook or to README.md, which is made from it, lead to the site's root."
     up = "../" * (folder.count("/") + 1)
-    return re.sub(r"\]\((\.\./)*(nbs/)?(index\.ipynb|README\.md)(?=[)#])", f"]({up}index.ipynb", text)
+    return re.sub(
+        r"\]\((\.\./)*(nbs/)?(index\.ipynb|README\.md)(?=[)#])", f"]({up}index.ipynb", text
+    )
 
 
 def copy_linked(text: str, path: Path):
@@ -138,10 +163,27 @@ def build(output: Path = DOCS / "_site") -> int:
     "Build the site and return 0, or 1 if Sphinx warned of anything."
     write_pages()
     shutil.rmtree(output, ignore_errors=True)
-    status = build_main(["-b", "html", "-W", "--keep-going", "-q", "-d", str(DOCS / "_build"), "-E",
-                         "-c", str(DOCS), str(PAGES), str(output)])
-    print(f"The site is in {output}: open {output / 'index.html'}" if status == 0 else
-          "The site has warnings, and a warning is an error here.")
+    status = build_main(
+        [
+            "-b",
+            "html",
+            "-W",
+            "--keep-going",
+            "-q",
+            "-d",
+            str(DOCS / "_build"),
+            "-E",
+            "-c",
+            str(DOCS),
+            str(PAGES),
+            str(output),
+        ]
+    )
+    print(
+        f"The site is in {output}: open {output / 'index.html'}"
+        if status == 0
+        else "The site has warnings, and a warning is an error here."
+    )
     return status
 
 

@@ -1,4 +1,5 @@
-"Sphinx's configuration. build.py writes the pages that it reads; nothing on them comes from another host."
+"Sphinx's configuration. build.py writes the pages; nothing on them comes from another host."
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 "Write README.md: the first notebook of the course, as Markdown. `python docs/readme.py`"
+
 import posixpath
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ LINK = re.compile(r"(\]\(|\b(?:src|href)=\")(?![a-z]+:|[#/])([^)\"#\s]+)")
 
 
 def show(cell):
-    "Carry out nbdev's directives: what is hidden goes, and a cell without its code becomes its text."
+    "Carry out nbdev's directives: what is hidden goes, a cell without its code becomes its text."
     if cell.cell_type != "code":
         return
     if "hide" in cell.directives_ or not DIRECTIVE.sub("", cell.source).strip():
@@ -42,19 +43,25 @@ def rebase(
     new: str = ".",  # the folder that the text moves to
 ) -> str:
     "The same text with its relative links pointing to the same files, seen from another folder."
+
     def moved(match):
         return match[1] + posixpath.relpath(posixpath.join(old, match[2]), new)
+
     return LINK.sub(moved, text)
 
 
 def readme(root: Path = ROOT) -> str:
     "What README.md says, if it says what nbs/index.ipynb does."
     notebook = NBProcessor(root / "nbs" / "index.ipynb", procs=show, process=True).nb
-    text, resources = MarkdownExporter().from_notebook_node(nbformat.reads(nb2str(notebook), as_version=4))
+    text, resources = MarkdownExporter().from_notebook_node(
+        nbformat.reads(nb2str(notebook), as_version=4)
+    )
     if resources["outputs"]:
         raise SystemExit("nbs/index.ipynb: a cell draws a picture; README.md can show only files.")
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-    return "<!-- Made from nbs/index.ipynb by `make generate`; edit that. -->\n\n" + rebase(text, "nbs")
+    return "<!-- Made from nbs/index.ipynb by `make generate`; edit that. -->\n\n" + rebase(
+        text, "nbs"
+    )
 
 
 if __name__ == "__main__":
