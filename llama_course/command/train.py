@@ -11,7 +11,8 @@ from llama_course.corpus.recipe import EXAMPLE_RECIPE
 from llama_course.launch.demo import closing, run_demo, run_own
 from llama_course.launch.finetuning import Finetuning, report_of, run_finetuning
 from llama_course.support.errors import UserError
-from llama_course.support.options import option, options
+from llama_course.support.options import option, options, with_default
+from llama_course.training import Recipe
 
 
 @options
@@ -37,10 +38,8 @@ class Own:
     vocab_size: int | None = option(
         None, "Pieces of the tokenizer; as the demo's if left out.", ge=1
     )
-    attention: str | None = option(
-        None, "naive, rows, blockwise, sdpa or xformers; rows if left out."
-    )
-    checkpointing: str | None = option(None, "none, full or selective; none if left out.")
+    attention: str | None = with_default(Recipe, "attention", None)
+    checkpointing: str | None = with_default(Recipe, "checkpointing", None)
 
 
 def demo_command(

@@ -1,1 +1,1 @@
-"What everything else leans on: errors of one line, files that are whole, optional packages, isolation, counting."
+"What everything else leans on: errors, whole files, options, optional packages, isolation."

@@ -1,4 +1,5 @@
 "Files that are whole or not there: atomic writes, fingerprints, JSON, and a lock on a folder."
+
 import hashlib
 import json
 import os
@@ -27,12 +28,14 @@ def atomic_write(
     finally:
         beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
 
+
 def fingerprint(
     path,  # a file
 ) -> str:  # 64 hexadecimal digits
     "The SHA-256 of the file's content."
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def write_json(
     path,
@@ -52,7 +55,9 @@ def read_json(
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: is this the right folder?") from None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}): restore it, or make it anew.") from None
+        reason = f"is not readable JSON ({error}): restore it, or make it anew."
+        raise UserError(f"{path} {reason}") from None
+
 
 @contextmanager
 def only_one(
@@ -66,11 +71,15 @@ def only_one(
         try:
             if sys.platform == "win32":
                 import msvcrt
+
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
                 import fcntl
+
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder} is in use by another process: wait for its end,"
-                            " or choose another folder.") from None
+            raise UserError(
+                f"{folder} is in use by another process: wait for its end,"
+                " or choose another folder."
+            ) from None
         yield

@@ -1,4 +1,5 @@
-"Packages that not everybody needs: imported where they are used, and named with the extra that brings them."
+"Packages that not everybody needs: imported where they are used, named with their extra."
+
 from importlib import import_module
 from types import ModuleType
 
@@ -14,4 +15,6 @@ def need(
         return import_module(package)
     except ImportError:
         name = package.partition(".")[0]
-        raise UserError(f"the package {name} is missing: pip install 'llama_course[{extra}]'.") from None
+        raise UserError(
+            f"the package {name} is missing: pip install 'llama_course[{extra}]'."
+        ) from None

@@ -1,7 +1,8 @@
 """Options, in one place: the dataclass that a command fills.
 
-A class marked with `@options` is a frozen dataclass whose fields are checked (by pydantic) whenever one is made. Its field
-is where an option is named, typed, bounded and explained; the command line, a TOML file, JSON and a notebook all read it.
+A class marked with `@options` is a frozen dataclass whose fields are checked (by pydantic) whenever
+one is made. Its field is where an option is named, typed, bounded and explained; the command line,
+a TOML file, JSON and a notebook all read it.
 """
 
 import copy
@@ -48,10 +49,11 @@ def option(
     hidden: bool = False,  # not on the command line: for Python, TOML and JSON only
 ) -> Any:
     "A field of an options class."
-    words = {"flag": flag, "argument": argument, "hidden": hidden}
-    default = {"default_factory": default} if isinstance(default, type) else {"default": default}
+    words: Any = {"flag": flag, "argument": argument, "hidden": hidden}
+    kind = "default_factory" if isinstance(default, type) else "default"
+    given: Any = {kind: default}
     return Field(
-        **default,
+        **given,
         description=help,
         gt=gt,
         ge=ge,
@@ -68,18 +70,18 @@ def with_default(
     default: Any,
 ) -> Any:
     "The same field with another default, for a class that inherits it."
-    field = copy.copy(cls.__pydantic_fields__[name])  # type: ignore[attr-defined]
+    field = copy.copy(_fields(cls)[name])
     field.default = default
     return field
 
 
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(option, with_default))
 def options(cls: type[T]) -> type[T]:
-    "The class as a frozen dataclass whose values are checked. A wrong one raises `OptionError`, in one line."
+    "The class as a frozen dataclass whose values are checked. A wrong one raises `OptionError`."
     config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
     )
-    made = checked_dataclass(frozen=True, config=config)(cls)
+    made: Any = checked_dataclass(frozen=True, config=config)(cls)
     checked = made.__init__
 
     @functools.wraps(checked)
@@ -129,7 +131,7 @@ def from_dict(
 
 
 def read_toml(cls: type[T], path: str | Path) -> T:
-    "The options in a TOML file. Raises `UserError` where it is missing, is not TOML, or has a wrong value."
+    "The options in a TOML file. Raises `UserError` if it is missing, no TOML, or a value is wrong."
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -157,7 +159,7 @@ def as_command(
             )
 
     @functools.wraps(function)
-    def call(**given):
+    def wrapped(**given):
         filled = {}
         for name, kind in groups.items():
             values = {field: given.pop(field) for field in _shown(kind)}
@@ -167,7 +169,7 @@ def as_command(
             try:
                 filled[name] = kind(**values)
             except OptionError as error:
-                field = kind.__pydantic_fields__.get(error.name)
+                field = _fields(kind).get(error.name)
                 shown = (
                     error.name
                     if field and _words(field)["argument"]
@@ -176,10 +178,16 @@ def as_command(
                 raise UserError(f"{shown} {error.reason}") from None
         return function(**filled, **given)
 
+    call: Any = wrapped
     del call.__wrapped__
     call.__signature__ = inspect.Signature(parameters)
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def _fields(cls: Any) -> dict[str, Any]:
+    "The fields of an options class, as pydantic knows them."
+    return cls.__pydantic_fields__
 
 
 def _words(field: Any) -> dict:
@@ -205,7 +213,7 @@ def _members(kind: Any) -> tuple:
 
 
 def _fitted(name: str, value: Any, kind: Any) -> Any:
-    "The value as its type is written in Python: JSON, TOML and the command line know neither paths nor tuples."
+    "The value in Python's types: JSON, TOML and the command line know neither paths nor tuples."
     members = _members(kind)
     if isinstance(value, float) and math.isnan(value):
         raise OptionError(name, "must be a number, not nan.")
@@ -231,7 +239,7 @@ def _in_one_line(cls: type, error: ValidationError) -> OptionError:
     name, value = str(first["loc"][0]), first.get("input")
     if first["type"] == "missing":
         return OptionError(name, "is missing.")
-    field = cls.__pydantic_fields__.get(name)
+    field = _fields(cls).get(name)
     reason = _expected(field, first)
     return OptionError(name, f"{reason}, not {value!r:.60}.")
 
@@ -273,25 +281,24 @@ def _expected(field: Any, error: Any) -> str:
 
 def _shown(cls: type) -> list[str]:
     "The fields that the command line has."
-    return [name for name, field in cls.__pydantic_fields__.items() if not _words(field)["hidden"]]
+    return [name for name, field in _fields(cls).items() if not _words(field)["hidden"]]
 
 
 def _left_out(cls: type, name: str, value: Any) -> bool:
-    "Whether typer's value means that the option was not given: its list is empty where the default stands for it."
-    return value in (None, [], ()) and not cls.__pydantic_fields__[name].is_required()
+    "Whether the option was not given: typer's list is empty where the default stands for it."
+    return value in (None, [], ()) and not _fields(cls)[name].is_required()
 
 
 def _parameter(cls: type, name: str) -> inspect.Parameter:
     "One field as a parameter of the command."
-    field, words = cls.__pydantic_fields__[name], _words(cls.__pydantic_fields__[name])
+    field, words = _fields(cls)[name], _words(_fields(cls)[name])
     kind = typing.get_type_hints(cls)[name]
-    members = [m for m in _members(kind) if m is not type(None)]
-    plain = members[0]
+    plain: Any = next(m for m in _members(kind) if m is not type(None))
     if typing.get_origin(plain) is tuple:
-        plain = list[typing.get_args(plain)[0]]
+        plain = list[typing.get_args(plain)[0]]  # type: ignore[misc]
     elif typing.get_origin(plain) is typing.Literal:
         plain = type(typing.get_args(plain)[0])
-    default = (
+    default: Any = (
         inspect.Parameter.empty
         if field.is_required()
         else field.get_default(call_default_factory=True)
