@@ -11,7 +11,18 @@ import torch
 import torch.distributed as dist
 
 from llama_course.collectives import spawn
-from llama_course.dryrun import StepRecord, compare, count_step, dry_run, describe_dry_run, observe, prepare_step, pretended, straight, trace
+from llama_course.dryrun import (
+    StepRecord,
+    compare,
+    count_step,
+    describe_dry_run,
+    dry_run,
+    observe,
+    prepare_step,
+    pretended,
+    straight,
+    trace,
+)
 from llama_course.model import LlamaConfig
 from llama_course.parallel import make_mesh
 from llama_course.planner import Layout, memory, parameters
@@ -66,14 +77,21 @@ def real_step(layout):
     return record.moments(), record.messages
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 1, True, 2, "none"), Layout(1, 2, True, 2, "selective")])
+@pytest.mark.parametrize(
+    "layout", [Layout(2, 1, True, 2, "none"), Layout(1, 2, True, 2, "selective")]
+)
 def test_two_real_processes_keep_the_same_book(layout):
     real, sent = spawn(real_step, 2, layout)[0]
     with pretended(2):
         record = trace(SMALL, layout, make_mesh(layout.tensor), 32)
     dry = record.moments()
     assert sent == record.messages and real.keys() == dry.keys()
-    for at, parts in dry.items():  # gloo's threads hold a buffer for a little longer: on the way back, and at the loss
+    for (
+        at,
+        parts,
+    ) in (
+        dry.items()
+    ):  # gloo's threads hold a buffer for a little longer: on the way back, and at the loss
         if at[0] in ("before", "forward"):
             assert real[at] == parts, at
         assert sum(real[at].values()) == pytest.approx(sum(parts.values()), rel=0.2)
@@ -84,11 +102,21 @@ def test_two_real_processes_keep_the_same_book(layout):
 # --- every count is a straight line over the depth
 
 
-@pytest.mark.parametrize("ranks, layout", [
-    (8, Layout(4, 2, True, 2, "none")), (2048, Layout(256, 8, True, 2, "selective")), (64, Layout(64, 1, True, 1, "full")),
-    (2, Layout(2, 1, True, 1, "selective")), (8, Layout(2, 4, False, 1, "full")), (1, Layout(1))])
+@pytest.mark.parametrize(
+    "ranks, layout",
+    [
+        (8, Layout(4, 2, True, 2, "none")),
+        (2048, Layout(256, 8, True, 2, "selective")),
+        (64, Layout(64, 1, True, 1, "full")),
+        (2, Layout(2, 1, True, 1, "selective")),
+        (8, Layout(2, 4, False, 1, "full")),
+        (1, Layout(1)),
+    ],
+)
 def test_few_blocks_say_what_twelve_do(ranks, layout):
-    config = LlamaConfig(dim=128, n_layers=12, n_heads=8, vocab_size=512, hidden_dim=256, max_seq_len=64)
+    config = LlamaConfig(
+        dim=128, n_layers=12, n_heads=8, vocab_size=512, hidden_dim=256, max_seq_len=64
+    )
     line, depths = count_step(config, layout, 64)
     truth, whole = count_step(config, layout, 64, full=True)
     assert depths == [4, 5, 6] and whole == [12] and line == truth
@@ -105,31 +133,46 @@ def test_what_is_not_straight_is_noticed():
 # --- the formula
 
 
-@pytest.mark.parametrize("name, layout", [
-    ("65B", Layout(1024, 2, True, 2, "none")), ("7B", Layout(2048, 1, True, 1, "selective")),
-    ("13B", Layout(128, 4, False, 4, "full"))])
+@pytest.mark.parametrize(
+    "name, layout",
+    [
+        ("65B", Layout(1024, 2, True, 2, "none")),
+        ("7B", Layout(2048, 1, True, 1, "selective")),
+        ("13B", Layout(128, 4, False, 4, "full")),
+    ],
+)
 def test_the_planner_agrees_within_five_percent(name, layout):
     config = LlamaConfig.from_name(name)
     report = compare(config, layout)
     assert abs(report["difference"]) < 0.05
     ranks, P = layout.data * layout.tensor, parameters(config)
-    assert report["memory_gib"]["parameters"] == pytest.approx(4 * P / ranks / 2**30, rel=0.06)  # rows are rounded up
+    assert report["memory_gib"]["parameters"] == pytest.approx(
+        4 * P / ranks / 2**30, rel=0.06
+    )  # rows are rounded up
     assert report["memory_gib"]["optimizer"] == pytest.approx(8 * P / ranks / 2**30, rel=0.06)
-    assert report["planned_gib"] == {part: size / 2**30 for part, size in memory(config, layout).items()}
+    assert report["planned_gib"] == {
+        part: size / 2**30 for part, size in memory(config, layout).items()
+    }
     assert f"{sum(report['memory_gib'].values()):.1f} GiB" in describe_dry_run(report)
 
 
 def test_more_of_everything_is_counted():
     total = lambda layout: sum(dry_run(SMALL, layout, 32)["memory_gib"].values())
     base = Layout(4, 2, True, 2, "none")
-    assert total(replace(base, checkpointing="full")) < total(base) < total(replace(base, micro_batch=4))
+    assert (
+        total(replace(base, checkpointing="full"))
+        < total(base)
+        < total(replace(base, micro_batch=4))
+    )
     assert total(base) < total(replace(base, sequence=False))
 
 
 def test_fsdp_sends_what_theory_says():
     config = replace(SMALL, n_layers=9)
     report = dry_run(config, Layout(32, 1, True, 1, "none"), 32)  # 32 divides all rows
-    sent = {(m["kind"], m["ranks"]): (m["calls"], round(m["gib"] * 2**30)) for m in report["messages"]}
+    sent = {
+        (m["kind"], m["ranks"]): (m["calls"], round(m["gib"] * 2**30)) for m in report["messages"]
+    }
     P, ends = parameters(config), 2 * 96 * 64 + 64
     assert sent["all_gather", "data"] == (2 * 9 + 1, 2 * (2 * P - ends))
     assert sent["reduce_scatter", "data"] == (9 + 1, 4 * P)
@@ -146,11 +189,23 @@ def command(*arguments):
 def test_the_command_for_65b_on_2048_gpus():
     resource = pytest.importorskip("resource")
     began = os.times().children_user
-    done = command("--model", "65B", "--gpus", "2048", "--tensor", "8", "--checkpointing", "selective", "--json")
+    done = command(
+        "--model",
+        "65B",
+        "--gpus",
+        "2048",
+        "--tensor",
+        "8",
+        "--checkpointing",
+        "selective",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)["dry_run"]
     assert os.times().children_user - began < 60  # seconds of one core, however busy the machine
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
     assert peak < 4 * 2**30
     assert abs(report["difference"]) < 0.05 and report["moment"] == "loss"
     assert sum(report["memory_gib"].values()) == pytest.approx(52.7, abs=0.5)

@@ -1,4 +1,5 @@
-"A run of one process: killed in every way it goes on, and ends with the losses and weights of an undisturbed run."
+"A run of one process: killed in every way it goes on, and ends as an undisturbed run does."
+
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_run import Run, make
 
 from llama_course.fault_tolerance import Checkpoints, seal
 from llama_course.launch.machine import can_compile
@@ -19,13 +21,14 @@ from llama_course.launch.run import train_in_folder
 from llama_course.model import Llama, LlamaConfig
 from llama_course.optimizer import make_optimizer
 from llama_course.support.errors import UserError
-from training_run import Run, make
 
 SCRIPT = Path(__file__).with_name("training_run.py")
 
 
 def start(folder, *changes):
-    if any("compile" in change for change in changes):  # the compiler begins threads and processes: from scratch
+    if any(
+        "compile" in change for change in changes
+    ):  # the compiler begins threads and processes: from scratch
         command = [sys.executable, SCRIPT, folder, *changes]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return Run(folder, *changes)
@@ -66,7 +69,9 @@ def stop_at(process, folder, step, number):
 def test_the_bar_shows_loss_rate_speed_and_the_time_left(tmp_path):
     process = start(tmp_path, "steps=3")
     bar = process.communicate(timeout=200)[1].split("\r")[-1]
-    assert re.search(r"3/3 \[\d\d:\d\d<\d\d:\d\d, .*loss \d\.\d{3}, lr \d\.\de-\d\d, [\d,]+ tokens/s", bar), bar
+    assert re.search(
+        r"3/3 \[\d\d:\d\d<\d\d:\d\d, .*loss \d\.\d{3}, lr \d\.\de-\d\d, [\d,]+ tokens/s", bar
+    ), bar
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +87,11 @@ def test_two_runs_are_equal_bit_for_bit(undisturbed, tmp_path):
     assert finish(tmp_path) == weights and lines(tmp_path) == metrics
 
 
-@pytest.mark.parametrize("number, status", [
-    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["ctrl-c", "kill", "kill -9"])
+@pytest.mark.parametrize(
+    "number, status",
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+    ids=["ctrl-c", "kill", "kill -9"],
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(number, status, undisturbed, tmp_path):
     _, weights, metrics = undisturbed
     for step in (3, 25):  # twice in one run
@@ -91,7 +99,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(number, status, undistu
         assert stop_at(process, tmp_path, step, number) == status
         if number != signal.SIGKILL:
             assert "stopped after step" in process.err and "Traceback" not in process.err
-    done = max(int(p.name.split("-")[1]) for p in (tmp_path / "checkpoints").iterdir() if not p.name.startswith("."))
+    done = max(
+        int(p.name.split("-")[1])
+        for p in (tmp_path / "checkpoints").iterdir()
+        if not p.name.startswith(".")
+    )
     assert 0 < done < 40
     assert finish(tmp_path) == weights and lines(tmp_path) == metrics
 
@@ -99,16 +111,30 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(number, status, undistu
 def test_only_the_first_checkpoint_was_written(undisturbed, tmp_path):
     "With the next save far away: kill -9 loses the steps in between, and they are done again."
     _, weights, metrics = undisturbed
-    assert stop_at(start(tmp_path, "save_every=null", "pause=1000"), tmp_path, 25, signal.SIGKILL) == -9
+    assert (
+        stop_at(start(tmp_path, "save_every=null", "pause=1000"), tmp_path, 25, signal.SIGKILL)
+        == -9
+    )
     assert [p.name for p in (tmp_path / "checkpoints").glob("step*")] == ["step-00000001"]
     assert len(lines(tmp_path)) >= 25
-    assert finish(tmp_path, "save_every=null", "pause=1000") == weights and lines(tmp_path) == metrics
+    assert (
+        finish(tmp_path, "save_every=null", "pause=1000") == weights and lines(tmp_path) == metrics
+    )
 
 
-@pytest.mark.parametrize("changes", [
-    ("threads=2", "steps=12"),
-    pytest.param(("threads=2", "steps=12", "compile=true", 'precision="bfloat16"'), marks=pytest.mark.skipif(
-        not can_compile(), reason="torch.compile needs a C++ compiler"))], ids=["two threads", "and compiled"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("threads=2", "steps=12"),
+        pytest.param(
+            ("threads=2", "steps=12", "compile=true", 'precision="bfloat16"'),
+            marks=pytest.mark.skipif(
+                not can_compile(), reason="torch.compile needs a C++ compiler"
+            ),
+        ),
+    ],
+    ids=["two threads", "and compiled"],
+)
 def test_with_two_threads_compiled_and_in_bfloat16_too(changes, tmp_path):
     weights, metrics = finish(tmp_path / "whole", *changes), lines(tmp_path / "whole")
     assert stop_at(start(tmp_path / "cut", *changes), tmp_path / "cut", 5, signal.SIGINT) == 130
@@ -161,7 +187,9 @@ def test_with_no_checkpoint_whole_the_run_refuses_and_touches_nothing(undisturbe
     before = contents(tmp_path)
     process = start(tmp_path)
     err = process.communicate(timeout=200)[1]
-    assert process.returncode == 1 and "UserError" in err and "none of 2 checkpoints is whole" in err
+    assert (
+        process.returncode == 1 and "UserError" in err and "none of 2 checkpoints is whole" in err
+    )
     assert contents(tmp_path) == before
     good[1][0].write_bytes(good[1][1])  # restored, as the message says
     assert finish(tmp_path) == weights and lines(tmp_path) == metrics
@@ -188,8 +216,9 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
     content = file.read_bytes()
     table = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     names = set(table) - {"__metadata__"}
-    assert sum(math.prod(table[name]["shape"]) for name in names if name.endswith("exp_avg")) == sum(
-        p.numel() for p in model.parameters())
+    assert sum(
+        math.prod(table[name]["shape"]) for name in names if name.endswith("exp_avg")
+    ) == sum(p.numel() for p in model.parameters())
 
 
 def test_lost_metrics_are_named(tmp_path):
@@ -212,9 +241,14 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits on files are POSIX")
 def test_a_full_disk_is_one_clear_line(tmp_path):
     import resource
+
     folder = tmp_path / "run"
-    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # a checkpoint takes more
-    process = subprocess.run([sys.executable, SCRIPT, folder], preexec_fn=small, text=True, capture_output=True)
+    small = lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (300_000, 300_000)
+    )  # a checkpoint takes more
+    process = subprocess.run(
+        [sys.executable, SCRIPT, folder], preexec_fn=small, text=True, capture_output=True
+    )
     assert process.returncode == 1, process.stderr
     assert "UserError: cannot write" in process.stderr and "free some space" in process.stderr
     assert "Traceback" not in process.stderr
@@ -222,16 +256,26 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
 
 
 def test_no_handler_and_no_mode_is_left_behind(tmp_path):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
+    before = (
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+        torch.are_deterministic_algorithms_enabled(),
+    )
     model, shards, recipe = make(tmp_path, steps=2)
     train_in_folder(model, shards, recipe, tmp_path)
-    after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
+    after = (
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+        torch.are_deterministic_algorithms_enabled(),
+    )
     assert before == after
 
 
 def test_checkpoint_holds_tied_weights_and_buffers_once(tmp_path):
     def build():
-        config = LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=64, max_seq_len=16, tie_embeddings=True)
+        config = LlamaConfig(
+            dim=32, n_layers=1, n_heads=2, vocab_size=64, max_seq_len=16, tie_embeddings=True
+        )
         model = Llama(config)
         model.register_buffer("kept", torch.randn(3))
         model.norm.weight.requires_grad_(False)  # what is not trained is not saved
@@ -249,9 +293,14 @@ def test_checkpoint_holds_tied_weights_and_buffers_once(tmp_path):
     assert "model.kept" in saved and "model.norm.weight" not in saved
     again, its_optimizer = build()
     assert Checkpoints(tmp_path, again, its_optimizer, {}).load()["step"] == 1
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())
+    )
     old, new = optimizer.state_dict()["state"], its_optimizer.state_dict()["state"]
-    assert all(torch.equal(old[i][k], new[i][k]) for i in old for k in old[i]) and old.keys() == new.keys()
+    assert (
+        all(torch.equal(old[i][k], new[i][k]) for i in old for k in old[i])
+        and old.keys() == new.keys()
+    )
     assert again.output.weight is again.tok_embeddings.weight
 
 

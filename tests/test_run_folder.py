@@ -1,4 +1,5 @@
-"The run folder: read in every format that was ever written, and refused in one line where it is something else."
+"The run folder: read in every format that was ever written; something else is refused."
+
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llama_course.files.run import RUN_FORMAT, RunFolder
 from llama_course.files.load import load
+from llama_course.files.run import RUN_FORMAT, RunFolder
 from llama_course.support.errors import UserError
 from llama_course.training import Recipe
 
@@ -27,7 +28,9 @@ def test_a_run_of_version_0_1_is_read():
     model, tokenizer = load(OLD)
     ids = torch.arange(3, 35)[None]
     loss = F.cross_entropy(model(ids)[0, :-1], ids[0, 1:]).item()
-    assert loss == pytest.approx(LOSS, rel=1e-5) and tokenizer.encode("ROMEO: to be", bos=True) == IDS
+    assert (
+        loss == pytest.approx(LOSS, rel=1e-5) and tokenizer.encode("ROMEO: to be", bos=True) == IDS
+    )
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -38,8 +41,13 @@ def test_what_is_written_is_read_again(tmp_path):
     again = RunFolder(tmp_path / "run")
     assert again.exists and again.facts == run.facts and again.facts.settings == {"steps": 2}
     assert json.loads(again.file.read_text()) == {
-        "format": RUN_FORMAT, "kind": "train", "settings": {"steps": 2}, "seconds_per_step": 0.5}
-    with pytest.raises(UserError, match="recipe"): again.recipe
+        "format": RUN_FORMAT,
+        "kind": "train",
+        "settings": {"steps": 2},
+        "seconds_per_step": 0.5,
+    }
+    with pytest.raises(UserError, match="recipe"):
+        print(again.recipe)
 
 
 def test_a_number_measured_by_version_0_1_has_a_new_name(tmp_path):
@@ -49,15 +57,24 @@ def test_a_number_measured_by_version_0_1_has_a_new_name(tmp_path):
     assert RunFolder(tmp_path / "run").facts.seconds_per_step == 0.25
 
 
-@pytest.mark.parametrize("content, text", [
-    ("[]", "is not a llama_course run"), ('{"format": "other 1"}', "is not a llama_course run"),
-    ('{"format": "llama_course run 9"}', "written by a later llama_course"),
-    (json.dumps({"format": RUN_FORMAT, "tokenzier": "x"}), "did you mean tokenizer?"),
-    (json.dumps({"format": RUN_FORMAT, "seconds": 3}), "seconds must be a table"), ("{", "is not readable JSON")])
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ("[]", "is not a llama_course run"),
+        ('{"format": "other 1"}', "is not a llama_course run"),
+        ('{"format": "llama_course run 9"}', "written by a later llama_course"),
+        (json.dumps({"format": RUN_FORMAT, "tokenzier": "x"}), "did you mean tokenizer?"),
+        (json.dumps({"format": RUN_FORMAT, "seconds": 3}), "seconds must be a table"),
+        ("{", "is not readable JSON"),
+    ],
+)
 def test_another_file_is_one_line(content, text, tmp_path):
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(UserError) as error: RunFolder(tmp_path)
-    assert text in str(error.value) and "run.json" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError) as error:
+        RunFolder(tmp_path)
+    assert (
+        text in str(error.value) and "run.json" in str(error.value) and "\n" not in str(error.value)
+    )
 
 
 def test_a_folder_of_other_things_is_not_free(tmp_path):
@@ -65,4 +82,5 @@ def test_a_folder_of_other_things_is_not_free(tmp_path):
     (tmp_path / ".in_use").touch()
     RunFolder(tmp_path).check_free()
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds other files and no run"): RunFolder(tmp_path).check_free()
+    with pytest.raises(UserError, match="holds other files and no run"):
+        RunFolder(tmp_path).check_free()
