@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from importlib import import_module
 
 PRELOADED = [
     "llama_course.command.cli",
@@ -22,10 +23,11 @@ def _in_files(out, err, environment, function, arguments):
     function(*arguments)
 
 
-def as_command(module, *words):
-    "What `python -m MODULE WORDS` does."
+def as_command(place, *words):
+    "Calls `module:function` as a command with these words."
+    module, _, function = place.partition(":")
     sys.argv = [module, *map(str, words)]
-    __import__(module, fromlist=["main"]).main()
+    getattr(import_module(module), function)()
 
 
 class Forked:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,6 +16,7 @@ from forked import Forked, as_command
 from llama_course.data import shakespeare
 from llama_course.files.load import load
 from llama_course.files.run import RunFolder
+from llama_course.launch import demo
 from llama_course.launch.demo import run_own
 from llama_course.report.page import bars, clock, fill_page, report_facts
 from llama_course.report.pictures import running_mean
@@ -35,7 +37,7 @@ def texts(tmp_path_factory):
 def command(texts, run, *more):
     "`llama-course train`, in a process of its own."
     words = ["train", texts, "--run", run, *(more or ("--steps", STEPS)), "--json"]
-    return Forked(as_command, "llama_course.command.cli", *words)
+    return Forked(as_command, "llama_course.command.cli:main", *words)
 
 
 def finish(texts, run):
@@ -263,7 +265,10 @@ def test_an_altered_shard_is_named_and_can_be_made_again(whole, texts, tmp_path)
     )  # and what follows from it is proven above
 
 
-def test_minutes_become_steps_once(texts, tmp_path):
+def test_minutes_become_steps_once(texts, tmp_path, monkeypatch):
+    briefly = partial(demo.seconds_per_step, seconds=0.2)
+    monkeypatch.setattr(demo, "seconds_per_step", briefly)
+    monkeypatch.setattr(demo, "HELD_OUT_BYTES", 20_000)
     run, play = tmp_path / "run", min(texts.iterdir(), key=lambda path: path.stat().st_size)
     first = run_own([play], run, minutes=0.01, vocab_size=1000)
     about = json.loads((run / "run.json").read_text())

@@ -17,9 +17,9 @@ from llama_course.dryrun import (
     count_step,
     describe_dry_run,
     dry_run,
-    observe,
     prepare_step,
     pretended,
+    record_step,
     straight,
     trace,
 )
@@ -73,7 +73,7 @@ def real_step(layout):
     torch.set_num_threads(1)
     mesh = make_mesh(layout.tensor)
     batch = torch.zeros(layout.micro_batch, 33, dtype=torch.int64)
-    record = observe(prepare_step(SMALL, layout, mesh), batch, mesh)
+    record = record_step(prepare_step(SMALL, layout, mesh), batch, mesh)
     return record.moments(), record.messages
 
 

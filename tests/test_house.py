@@ -22,10 +22,8 @@ BACKWARDS = {"serving -> formats"}
 CIRCLES: set[str] = set()
 INSIDE = {"serving -> formats", "tasks.lm_eval -> model"}
 TWICE = set(
-    """DAMAGED FORMAT KINDS Run Share TASKS TEMPLATES Verdict Wire chat check checked choice command
-    compare decode encode finetune grade in_words is_held_out join judge main memory_in_use
-    observe option pack plan prepare read_rows score_texts table tiles train turned unpack
-    Piece write flops_per_token load""".split()
+    """KINDS Piece Share TASKS TEMPLATES Verdict Wire checked choice command finetune in_words
+    is_held_out judge load main option pack prepare score_texts unpack write""".split()
 )
 
 

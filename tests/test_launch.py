@@ -72,7 +72,7 @@ def start(ranks, words, restarts=0):
     if ranks == 1:
         return Forked(
             as_command,
-            "llama_course.launch.pretrain",
+            "llama_course.launch.pretrain:launch_command",
             *words[2:],
             OMP_NUM_THREADS="1",
             TQDM_DISABLE="1",
@@ -261,7 +261,7 @@ def test_mistakes_are_one_line(changes, text, data, tmp_path):
 def test_wrong_options_are_one_line(changes, text, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["launch", *command(data, tmp_path / "run", **changes)[2:]])
     with pytest.raises(SystemExit) as end:
-        pretrain.main()
+        pretrain.launch_command()
     err = capsys.readouterr().err
     assert (
         end.value.code == 2

@@ -9,7 +9,7 @@ import torch
 
 from llama_course.data import Document, shakespeare
 from llama_course.files.run import RunFolder
-from llama_course.launch.demo import judge, plain_costs, settle
+from llama_course.launch.demo import plain_costs, score_run, settle
 from llama_course.launch.texts import divide, even_sample, own_texts, prepared_data
 from llama_course.model import Llama, LlamaConfig
 from llama_course.support.errors import UserError
@@ -105,10 +105,10 @@ def test_what_simpler_means_and_a_model_that_knows_nothing_need(texts, tmp_path)
     with torch.no_grad():
         model.output.weight.zero_()
     run.note(recipe={"steps": 1, "seq_len": 64})
-    results = judge(run, model, tokenizer, {"text": train}, {"text": held_out})
+    results = score_run(run, model, tokenizer, {"text": train}, {"text": held_out})
     uniform = math.log2(400) * (len(held_out) - 1) / len(text)
     assert results["held_out"]["text"]["bits_per_byte"] == pytest.approx(uniform, rel=1e-5)
     assert len(results["samples"]) == 3
     assert (
-        judge(run, None, tokenizer, {"text": train}, {"text": held_out}) == results
+        score_run(run, None, tokenizer, {"text": train}, {"text": held_out}) == results
     )  # read, not done again

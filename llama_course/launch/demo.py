@@ -147,7 +147,7 @@ def choose_recipe(run: RunFolder, model: Llama, shards: dict[str, Shard]) -> Rec
         run.note(seconds_per_step=round(seconds, 5))
         steps = max(1, round(60 * minutes / seconds))
     recipe = replace(recipe, steps=steps, warmup=max(1, round(WARMUP * steps)))
-    run.note(recipe=asdict(recipe), machine=machine())
+    run.note(recipe=asdict(recipe), machine=machine(try_compiler=is_long))
     return recipe
 
 
@@ -189,7 +189,7 @@ def speak(
     return {"prompt": prompt, "text": "".join(text), "tokens": len(said)}
 
 
-def judge(
+def score_run(
     run: RunFolder,
     model: Llama,
     tokenizer: Tokenizer,
@@ -244,7 +244,7 @@ def run_stages(run: RunFolder, sources: Sources) -> dict:  # what results.json h
             train_in_folder(model, shards, recipe, run.path, locked=True)
         model.save(run.path)
     model, tokenizer = load(run.path)
-    results = judge(run, model.eval(), tokenizer, shards, held_out)
+    results = score_run(run, model.eval(), tokenizer, shards, held_out)
     write_report(run, model, results)
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return results

@@ -109,7 +109,7 @@ def own_gpu() -> GPU | None:
     return gpu_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
-def memory_in_use() -> float | None:
+def peak_memory_gib() -> float | None:
     "The most memory that this rank has had, in GiB: of the GPU, or of the process."
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30

@@ -159,7 +159,7 @@ def _plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def main() -> None:
+def launch_command() -> None:
     "The command `python -m llama_course.launch`."
     name = "llama_course.launch"
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from llama_course.fault_tolerance import Checkpoints, Ranks, check_finite, deterministic
-from llama_course.launch.log import Log, memory_in_use, own_gpu
+from llama_course.launch.log import Log, own_gpu, peak_memory_gib
 from llama_course.planner import mfu
 from llama_course.support.disk import only_one
 from llama_course.support.errors import UserError
@@ -133,13 +133,14 @@ def _steps(
 ) -> None:
     "The steps that are left. Raises `Stopped` after the one in which a rank was asked to stop."
     recipe, parent = step_of.recipe, os.getppid()
+    is_torchruns = "TORCHELASTIC_RUN_ID" in os.environ
     measures = _Measures(step_of.model, recipe, ranks)
     start = time.perf_counter() - seconds
     with stop_signals() as asked, deterministic():
         for line in train(step_of.model, loader, recipe, step_of, done, ranks.rank, ranks.size):
             step, seconds = line["step"], round(time.perf_counter() - start, 3)
-            if not asked and os.getppid() != parent:
-                asked.append(signal.SIGTERM)  # who started this process, torchrun perhaps, is dead
+            if not asked and is_torchruns and os.getppid() != parent:
+                asked.append(signal.SIGTERM)  # torchrun is dead, and nobody watches this rank
             line["loss"], stop, save = ranks.agree(line["loss"], bool(asked), due.at(step))
             line = check_finite(line | measures.of(line) | {"seconds": seconds}, non_finite)
             if log:
@@ -168,7 +169,7 @@ class _Measures:
         self.gpu, self.ranks = own_gpu(), ranks.world
 
     def of(self, line: dict) -> dict:
-        share, memory = None, memory_in_use()
+        share, memory = None, peak_memory_gib()
         if self.gpu and self.config:
             speed = line["tokens_per_second"] / self.ranks
             share = mfu(self.config, speed, self.gpu, self.seq_len)
