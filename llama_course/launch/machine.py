@@ -8,7 +8,7 @@ import time
 import torch
 from torch import nn
 
-from llama_course.fault_tolerance import deterministic, own_tensors
+from llama_course.fault_tolerance import deterministic, trained_tensors
 from llama_course.support.signals import Stopped, stop_signals
 from llama_course.training import Recipe, Step, make_loader
 
@@ -70,7 +70,7 @@ def seconds_per_step(
 ) -> float:
     "What a step of this recipe takes here: the median. Raises `Stopped` at a signal."
     loader = make_loader(shards, recipe)
-    before = {name: t.clone() for name, t in own_tensors(model).items()}
+    before = {name: t.clone() for name, t in trained_tensors(model).items()}
     step_of = Step(model, recipe)
     taken: list[float] = []
     with stop_signals() as asked, deterministic():
@@ -80,6 +80,6 @@ def seconds_per_step(
             taken.append(time.perf_counter() - began)
     if asked:
         raise Stopped(asked[0])
-    for name, tensor in own_tensors(model).items():
+    for name, tensor in trained_tensors(model).items():
         tensor.copy_(before[name])
     return sorted(taken[2:])[len(taken[2:]) // 2]
