@@ -71,7 +71,7 @@ class Trial:
         return self.seen_of_mistakes[key]
 
 
-trial_of = functools.lru_cache(maxsize=2)(Trial)  # whoever checks an answer will check it again
+trial_of = functools.lru_cache(maxsize=8)(Trial)  # whoever checks an answer will check it again
 
 
 def judge(
