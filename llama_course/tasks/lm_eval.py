@@ -1,44 +1,66 @@
-"""Our models in the harness that others use, and our scores beside its own, item by item."""
+"""Our models in lm-eval, the harness that others use, and its scores beside ours, item by item.
+
+`python -m llama_course.tasks.lm_eval` is lm-eval's own command, in which `--model llama_course` is
+known.
+"""
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 
-import llama_course.answers  # registers the tasks with written answers
-from llama_course.likelihood import (ROWS, Choose, Write, batches, chance, find_task, grow_tree,
-                                     likelihoods_of, prompt_ids, rows_of, score_trees, write_rows)
-from llama_course.model import Llama
-from llama_course.support.errors import UserError
-from llama_course.support.disk import atomic_write
 from llama_course.files.load import load
+from llama_course.likelihood import Choose, batches, grow_tree, likelihoods_of, score_trees
+from llama_course.model import Llama, hugging_face_settings, to_hugging_face
+from llama_course.support.disk import atomic_write
+from llama_course.support.errors import UserError
 from llama_course.support.optional import need
+from llama_course.tasks.registry import find_task
+from llama_course.tasks.rows import task_rows
+from llama_course.tasks.writing import (
+    TEXTS_AT_ONCE,
+    Draft,
+    Write,
+    generator_for,
+    prompt_ids,
+    write_texts,
+)
 
-def score_pairs(
+
+def pair_likelihoods(
     model: Llama,
-    tokenizer,
+    tokenizer: Any,
     pairs: Sequence[tuple[str, str]],  # context, continuation
     batch_tokens: int = 2048,  # in a pass, padding included
-) -> list[tuple[float, bool]]:  # log P(continuation | context), whether greedy decoding would write it
-    "What lm-eval's `loglikelihood` asks for; continuations of the same context are scored together."
-    same = {}
-    for i, (context, _) in enumerate(pairs): same.setdefault(context, []).append(i)
-    requests = [Choose(context, tuple(pairs[i][1] for i in where)) for context, where in same.items()]
-    places, scores = list(same.values()), [None] * len(pairs)
+) -> list[
+    tuple[float, bool]
+]:  # log P(continuation | context), whether greedy decoding would write it
+    "What lm-eval's `loglikelihood` asks for; what follows the same context is scored together."
+    same: dict[str, list[int]] = {}
+    for i, (context, _) in enumerate(pairs):
+        same.setdefault(context, []).append(i)
+    requests = [
+        Choose(context, tuple(pairs[i][1] for i in where)) for context, where in same.items()
+    ]
+    places = list(same.values())
+    scores = [(0.0, False)] * len(pairs)
     for r, answer in likelihoods_of(model, tokenizer, requests, batch_tokens):
-        for i, l in zip(places[r], answer): scores[i] = l.total, l.greedy
+        for i, found in zip(places[r], answer):
+            scores[i] = found.total, found.greedy
     return scores
+
 
 def windows(
     ids: Sequence[int],
     first: int,  # stands before the text
     longest: int,  # tokens that the model can read
 ) -> list[tuple[list[int], list[int]]]:  # what is seen before; what is predicted
-    "The text in parts that fit, each token predicted once and with as much before it as there is room."
+    "The text in parts that fit; each token is predicted once, behind as much as there is room for."
     parts = []
     for start in range(0, len(ids), longest):
         end = min(start + longest, len(ids))
@@ -46,23 +68,29 @@ def windows(
         parts.append((list(before), list(ids[start:end])))
     return parts
 
-def score_texts(
+
+def text_likelihoods(
     model: Llama,
-    tokenizer,
+    tokenizer: Any,
     texts: Sequence[str],
     batch_tokens: int = 2048,
 ) -> list[float]:  # nats
     "What lm-eval's `loglikelihood_rolling` asks for: log P of each whole text."
     first = tokenizer.bos_id if tokenizer.bos_id >= 0 else tokenizer.eos_id
-    parts = [(t, part) for t, text in enumerate(texts)
-             for part in windows(tokenizer.encode(text), first, model.config.max_seq_len)]
+    longest = model.config.max_seq_len
+    parts = [
+        (t, part)
+        for t, text in enumerate(texts)
+        for part in windows(tokenizer.encode(text), first, longest)
+    ]
     trees, totals = [grow_tree([part]) for _, part in parts], [0.0] * len(texts)
     for batch in batches([len(tree.tokens) for tree in trees], batch_tokens):
         for i, scores in zip(batch, score_trees(model, [trees[i] for i in batch])):
             totals[parts[i][0]] += scores[0][0]
     return totals
 
-LENGTHS = "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"  # the first wins
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # first wins
 
 
 def as_write(
@@ -74,76 +102,88 @@ def as_write(
     stop, draw = left.pop("until", None) or (), left.pop("do_sample", None)
     lengths = [left.pop(name, None) for name in LENGTHS]
     heat, top_p = float(left.pop("temperature", None) or 0.0), left.pop("top_p", None)
-    if left: raise UserError(f"generation setting {', '.join(sorted(left))}: this adapter cannot obey it.")
+    if left:
+        names = ", ".join(sorted(left))
+        raise UserError(f"generation setting {names}: this adapter cannot obey it.")
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    return Write(prompt, stop, next((n for n in lengths if n), 256),
-                 temperature=0.0 if draw is False else heat, top_p=top_p)
+    length = next((n for n in lengths if n), 256)
+    return Write(prompt, stop, length, temperature=0.0 if draw is False else heat, top_p=top_p)
 
-def write_texts(
+
+def write_requests(
     model: Llama,
-    tokenizer,
+    tokenizer: Any,
     requests: Sequence[Write],
     seed: int = 0,
 ) -> list[str]:
-    "What lm-eval's `generate_until` asks for; prompts of about the same length are continued together."
-    ids, texts = [prompt_ids(model, tokenizer, r)[0] for r in requests], [""] * len(requests)
+    "What lm-eval's `generate_until` asks for; prompts of about the same length go together."
+    ids = [prompt_ids(model, tokenizer, r)[0] for r in requests]
+    texts = [""] * len(requests)
     order = sorted(range(len(requests)), key=lambda i: -len(ids[i]))
-    for start in range(0, len(order), ROWS):
-        part = order[start : start + ROWS]
-        rows = [(requests[i], ids[i], chance(seed, i)) for i in part]
-        for i, text in zip(part, write_rows(model, tokenizer, rows)): texts[i] = text
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        part = order[start : start + TEXTS_AT_ONCE]
+        drafts = [Draft(requests[i], ids[i], generator_for(seed, i)) for i in part]
+        for i, text in zip(part, write_texts(model, tokenizer, drafts)):
+            texts[i] = text
     return texts
+
 
 @cache
 def adapter() -> type:
     "The class by which lm-eval runs our models; from now on it knows them as `llama_course`."
-    base, registry = need("lm_eval.api.model", "eval").LM, need("lm_eval.api.registry", "eval")
+    base = need("lm_eval.api.model", "eval").LM
+    registry = need("lm_eval.api.registry", "eval")
 
     @registry.register_model("llama_course")
-    class CourseLM(base):
-        def __init__(self, path=None, pair=None, batch_tokens=2048, device=None, **batch_sizes):  # unused
+    class CourseLM(base):  # type: ignore[misc, valid-type]
+        def __init__(self, path=None, pair=None, batch_tokens=2048, device=None, **batch_sizes):
             super().__init__()
-            self.model, self.reader = pair or open_pair(path, device)
+            self.model, self.tokenizer = pair or open_pair(path, device)
             self.batch_tokens = int(batch_tokens)
 
         def loglikelihood(self, requests, disable_tqdm=False):
-            return score_pairs(self.model, self.reader, [r.args for r in requests], self.batch_tokens)
+            pairs = [r.args for r in requests]
+            return pair_likelihoods(self.model, self.tokenizer, pairs, self.batch_tokens)
 
         def loglikelihood_rolling(self, requests, disable_tqdm=False):
-            return score_texts(self.model, self.reader, [r.args[0] for r in requests], self.batch_tokens)
+            texts = [r.args[0] for r in requests]
+            return text_likelihoods(self.model, self.tokenizer, texts, self.batch_tokens)
 
         def generate_until(self, requests, disable_tqdm=False):
-            return write_texts(self.model, self.reader, [as_write(*r.args) for r in requests])
+            asked = [as_write(*r.args) for r in requests]
+            return write_requests(self.model, self.tokenizer, asked)
 
     return CourseLM
 
-def open_pair(path, device=None) -> tuple:
+
+def open_pair(path: str | Path | None, device: str | None = None) -> tuple:
     "Model and tokenizer of a run's folder, a GGUF file, or a folder of Meta's or Hugging Face's."
-    if path is None: raise UserError("no model: say --model_args path=FILE_OR_FOLDER.")
-    if not device or not torch.cuda.is_available(): device = "cpu"  # lm-eval's command says cuda:0 unasked
+    if path is None:
+        raise UserError("no model: say --model_args path=FILE_OR_FOLDER.")
+    if not device or not torch.cuda.is_available():
+        device = "cpu"  # lm-eval's command says cuda:0 unasked
     return load(path, device=device)
 
-def command():
-    "lm-eval's own command line, in which `--model llama_course` is known."
-    try:
-        adapter()
-        need("lm_eval.__main__", "eval").cli_evaluate()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__" and __spec__: command()  # in a notebook there is no __spec__
 
 FILES = {  # our name of a task -> lm-eval's file, in its folder of tasks
-    "piqa": "piqa/piqa.yaml", "social_iqa": "siqa/siqa.yaml", "hellaswag": "hellaswag/hellaswag.yaml",
-    "winogrande": "winogrande/default.yaml", "arc_easy": "arc/arc_easy.yaml", "race_high": "race/race.yaml",
-    "arc_challenge": "arc/arc_challenge.yaml", "openbookqa": "openbookqa/openbookqa.yaml",
-    "boolq": "super_glue/boolq/default.yaml", "race_middle": "race/race.yaml", "gsm8k": "gsm8k/gsm8k.yaml",
-    "triviaqa": "triviaqa/default.yaml", "nq_open": "nq_open/nq_open.yaml",
-    "hendrycks_math": "hendrycks_math/hendrycks_math_algebra.yaml",  # its seven files differ in their items
-    "humaneval": "humaneval/humaneval.yaml", "mbpp": "mbpp/mbpp.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "social_iqa": "siqa/siqa.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "boolq": "super_glue/boolq/default.yaml",
+    "race_middle": "race/race.yaml",
+    "race_high": "race/race.yaml",
+    "gsm8k": "gsm8k/gsm8k.yaml",
+    "triviaqa": "triviaqa/default.yaml",
+    "nq_open": "nq_open/nq_open.yaml",
+    "hendrycks_math": "hendrycks_math/hendrycks_math_algebra.yaml",  # as the other six
+    "humaneval": "humaneval/humaneval.yaml",
+    "mbpp": "mbpp/mbpp.yaml",
 }
+
 
 def their_row(
     name: str,  # of the task
@@ -157,82 +197,128 @@ def their_row(
         return {"article": row["article"], "problems": repr([problem])}
     return row
 
+
 def their_tasks(
     name: str,  # of a task of ours
-    rows: list[dict],
+    rows: Iterable[dict],
 ) -> list[tuple[str, str, list[dict]]]:  # lm-eval's name, its file, the rows
-    "The task as lm-eval has it: MMLU is one task a subject there."
+    "The task as lm-eval has it: MMLU is one task per subject. Raises `UserError` if it has none."
     if name == "mmlu":
-        subject = lambda row: row["subject"]
-        return [(f"mmlu_{s}", f"mmlu/default/mmlu_{s}.yaml", list(part))
-                for s, part in groupby(sorted(rows, key=subject), subject)]
+
+        def subject(row: dict) -> str:
+            return row["subject"]
+
+        return [
+            (f"mmlu_{s}", f"mmlu/default/mmlu_{s}.yaml", list(part))
+            for s, part in groupby(sorted(rows, key=subject), subject)
+        ]
     if name not in FILES:
-        raise UserError(f"lm-eval and this course have no task {name!r} in common: {', '.join(FILES)}, mmlu.")
+        known = ", ".join(FILES)
+        raise UserError(f"lm-eval and this course have no task {name!r} in common: {known}, mmlu.")
     return [(name, FILES[name], [their_row(name, row) for row in rows])]
 
+
 def write_tasks(
-    folder,  # is made
+    folder: str | Path,  # is made
     names: Sequence[str],  # of tasks of ours
-    source="own",  # as in `load_items`: "own", a file, or a folder with NAME.jsonl, .csv or .tsv
+    source: str | Path = "own",  # as in `load_items`
 ) -> list[str]:  # lm-eval's names of them
     "Writes lm-eval's tasks over local items, for `--include_path FOLDER` or `lm_evaluate`."
-    root, folder, made = Path(need("lm_eval.tasks", "eval").__file__).parent, Path(folder), []
+    root = Path(need("lm_eval.tasks", "eval").__file__ or "").parent
+    folder, made = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     for task in map(find_task, names):
-        rows, where = rows_of(task, source)
-        if not rows: raise UserError(f"{where}: there is no item in it.")
+        rows, where = task_rows(task, source)
+        if not rows:
+            raise UserError(f"{where}: there is no item in it.")
         for name, file, part in their_tasks(task.name, rows):
             path = (folder / f"{name}.jsonl").resolve()
             splits = dict.fromkeys(("train", "validation", "test", "dev"), str(path))
-            about = {"include": str(root / file), "task": name, "dataset_path": "json", "dataset_name": None,
-                     "dataset_kwargs": {"data_files": splits, "cache_dir": str(folder.resolve() / "cache")}}
+            about = {
+                "include": str(root / file),
+                "task": name,
+                "dataset_path": "json",
+                "dataset_name": None,
+                "dataset_kwargs": {
+                    "data_files": splits,
+                    "cache_dir": str(folder.resolve() / "cache"),
+                },
+            }
             lines = "".join(json.dumps(row) + "\n" for row in part)
-            with atomic_write(path) as out: out.write(lines.encode())
-            with atomic_write(path.with_suffix(".yaml")) as out: out.write(json.dumps(about).encode())
+            with atomic_write(path) as out:
+                out.write(lines.encode())
+            with atomic_write(path.with_suffix(".yaml")) as out:
+                out.write(json.dumps(about).encode())
             made.append(name)
     return made
 
+
 def lm_evaluate(
-    lm,  # a model of lm-eval's: adapter()(...)
-    folder,  # what `write_tasks` wrote
+    lm: Any,  # a model of lm-eval's: adapter()(...)
+    folder: str | Path,  # what `write_tasks` wrote
     names: Sequence[str],
     shots: int = 0,
-    **more,  # of lm-eval's `evaluate`; confirm_run_unsafe_code=True: it runs programs without a sandbox
+    **more: Any,  # of lm-eval's `evaluate`; confirm_run_unsafe_code=True: it runs programs unfenced
 ) -> dict:  # lm-eval's results; under "samples" every item's
     "lm-eval's scores on local items, with its own prompts, filters and metrics."
-    manager = need("lm_eval.tasks", "eval").TaskManager(include_path=str(folder), include_defaults=False)
+    manager = need("lm_eval.tasks", "eval").TaskManager(
+        include_path=str(folder), include_defaults=False
+    )
     tasks = manager.load(list(names))
     for task in tasks["tasks"].values():
         task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=1234)
-    return need("lm_eval.evaluator", "eval").evaluate(
-        lm=lm, task_dict=tasks, bootstrap_iters=0, **more)
+    run = need("lm_eval.evaluator", "eval").evaluate
+    return run(lm=lm, task_dict=tasks, bootstrap_iters=0, **more)
+
 
 def transformers_lm(
     model: Llama,
-    tokenizer,  # a ByteLevelTokenizer: its merges are handed over
+    tokenizer: Any,  # a ByteLevelTokenizer: its merges are handed over
     batch_size: int = 1,
-):
+) -> Any:
     "lm-eval's own `HFLM` over `transformers`, with the same weights and tokens: to compare with."
-    hf, huggingface = need("transformers", "dev"), need("lm_eval.models.huggingface", "eval")
-    from llama_course.model import hugging_face_settings, to_hugging_face
-
+    hf = need("transformers", "dev")
+    huggingface = need("lm_eval.models.huggingface", "eval")
     state = {name: t.detach() for name, t in model.state_dict().items()}
     twin = hf.LlamaForCausalLM(hf.LlamaConfig(**hugging_face_settings(model.config)))
-    twin.load_state_dict(to_hugging_face(state, model.config), strict=not model.config.tie_embeddings)
+    strict = not model.config.tie_embeddings
+    twin.load_state_dict(to_hugging_face(state, model.config), strict=strict)
     words = {i: word for word, i in tokenizer.controls.items()}
-    ends = {"bos_token": words.get(tokenizer.bos_id), "eos_token": words[tokenizer.eos_id]}
-    settings = ends | {"pad_token": ends["eos_token"], "clean_up_tokenization_spaces": False,
-                       "extra_special_tokens": list(tokenizer.controls)}
-    reader = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer._merges, **settings)
+    reader = hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._merges,
+        bos_token=words.get(tokenizer.bos_id),
+        eos_token=words[tokenizer.eos_id],
+        pad_token=words[tokenizer.eos_id],
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=list(tokenizer.controls),
+    )
     twin.generation_config.eos_token_id = tokenizer.eos_id
     twin = twin.to(model.norm.weight.dtype).eval()
     return huggingface.HFLM(twin, "causal", tokenizer=reader, batch_size=batch_size, device="cpu")
+
 
 def answers_of(
     result: dict,  # of `lm_evaluate`
 ) -> dict:  # {(task, item): [(arguments, answer), ...]}
     "Every request that lm-eval made, and what the model answered."
-    both = lambda s: zip(s["arguments"], s["resps"])
-    return {(name, s["doc_id"]): [(tuple(asked), found[0]) for asked, found in both(s)]
-            for name, samples in result["samples"].items() for s in samples}
+    found = {}
+    for name, samples in result["samples"].items():
+        for s in samples:
+            pairs = zip(s["arguments"], s["resps"])
+            found[name, s["doc_id"]] = [(tuple(asked), answer[0]) for asked, answer in pairs]
+    return found
+
+
+def lm_eval_command() -> None:
+    "lm-eval's own command line, in which `--model llama_course` is known."
+    try:
+        adapter()
+        need("lm_eval.__main__", "eval").cli_evaluate()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    lm_eval_command()

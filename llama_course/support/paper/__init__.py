@@ -2,6 +2,7 @@
 
 import csv
 from importlib.resources import files
+from typing import NamedTuple
 
 from llama_course.support.errors import UserError
 
@@ -28,4 +29,22 @@ def results(
     return {
         name: {task: float(cell) for task, cell in zip(tasks, cells) if cell}
         for name, *cells in csv.reader(rows)
+    }
+
+
+class Subject(NamedTuple):
+    "A row of Table 16."
+
+    category: str  # as printed there
+    questions: int
+    scores: dict[str, float]  # model -> percent
+
+
+def table_16() -> dict[str, Subject]:
+    "MMLU subject by subject, five shots."
+    text = files(__name__).joinpath("table16.csv").read_text(encoding="utf-8")
+    _, head, *rows = csv.reader(text.splitlines())
+    return {
+        name: Subject(category, int(questions), dict(zip(head[3:], map(float, scores))))
+        for name, category, questions, *scores in rows
     }

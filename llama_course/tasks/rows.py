@@ -1,0 +1,162 @@
+"Items of a task: from the package, from files, or from Hugging Face; and the shots before them."
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_course.support.errors import UserError
+from llama_course.support.optional import need
+from llama_course.tasks.registry import Task, find_task
+
+FILE_KINDS = (".jsonl", ".csv", ".tsv")
+
+
+class Row(dict):
+    "A row of a data set, which names the column that it does not have."
+
+    where = ""
+
+    def __missing__(self, name: str) -> Any:
+        has = ", ".join(map(repr, self))
+        raise UserError(f"{self.where}: there is no column {name!r}, only {has}.")
+
+
+def file_rows(path: Path) -> list[dict]:
+    "The rows of a file: a JSON object per line; or, in .csv and .tsv, columns with their names."
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from None
+    if path.suffix in (".csv", ".tsv"):
+        bar = "\t" if path.suffix == ".tsv" else ","
+        return list(csv.DictReader(io.StringIO(text), delimiter=bar))
+    rows = []
+    for n, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {n} is not JSON ({error}).") from None
+        if not isinstance(rows[-1], dict):
+            raise UserError(f"{path}, line {n} is no JSON object.")
+    return rows
+
+
+def hub_rows(
+    path: str,
+    config: str | tuple | None,  # a part of the data set; several; or it has none
+    split: str,
+) -> tuple[list[dict], str]:  # rows, and where they are from, in words
+    "The rows of a data set of Hugging Face."
+    parts = config if isinstance(config, tuple) else (config,)
+    datasets = need("datasets", "data")
+    named = " ".join(part or "default" for part in parts)
+    where = f"{path} ({named}, {split}) of Hugging Face"
+    try:
+        found = [row for part in parts for row in datasets.load_dataset(path, part, split=split)]
+    except Exception as error:  # of many kinds: no network, no such split, ...
+        why = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"cannot load {where}: {type(error).__name__} {why[:200]}") from None
+    return found, where
+
+
+def task_rows(
+    task: Task,
+    source: str | Path = "own",  # "own", "hf", a file, or a folder with NAME.jsonl, .csv or .tsv
+    split: str | None = None,  # of Hugging Face, if not the task's own
+) -> tuple[list[dict], str]:  # rows, and where they are from, in words
+    "The rows of a task, as they are. Raises `UserError` where there are none."
+    if source == "own":
+        if task.own is None:
+            raise UserError(f"{task.name} has no items of our own: give a file, a folder or 'hf'.")
+        return file_rows(task.own), f"our own items of {task.name}"
+    if source == "hf":
+        path, part, own_split = task.dataset
+        return hub_rows(path, part, split or own_split)
+    file = Path(source)
+    if file.is_dir():
+        found = [p for p in (file / (task.name + kind) for kind in FILE_KINDS) if p.is_file()]
+        if not found:
+            raise UserError(f"{file} has no {task.name}.jsonl, .csv or .tsv.")
+        file = found[0]
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: give a file, a folder, 'own' or 'hf'.")
+    return file_rows(file), str(file)
+
+
+def read_items(
+    task: Task,
+    rows: list[dict],
+    where: str,  # they are from
+) -> list:
+    "The items of the rows. Raises `UserError` that names the row and what is wrong with it."
+    items = []
+    for n, plain in enumerate(rows, 1):
+        row = Row(plain)
+        row.where = f"{where}, row {n}"
+        try:
+            items.append(task.read(row))
+        except UserError as error:
+            told = str(error).startswith(row.where)
+            raise error if told else UserError(f"{row.where}: {error}") from None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(f"{row.where} is no item of {task.name}: {error}.") from None
+    if not items:
+        raise UserError(f"{where}: there is no item in it.")
+    return items
+
+
+def subject_of(item: Any) -> str:
+    "The item's subject; an empty text where the task has none."
+    return getattr(item, "group", "")
+
+
+def first_of_each(items: Sequence, limit: int | None) -> list:
+    "At most `limit` items; of each subject, where items have one."
+    counts: dict[str, int] = {}
+    kept = []
+    for item in items:
+        counts[subject_of(item)] = counts.get(subject_of(item), 0) + 1
+        if limit is None or counts[subject_of(item)] <= limit:
+            kept.append(item)
+    return kept
+
+
+def load_items(
+    task: str | Task,
+    source: str | Path = "own",  # "own", "hf", a file, or a folder with NAME.jsonl, .csv or .tsv
+    limit: int | None = None,  # at most so many; of each subject, where the task has subjects
+) -> list:
+    "The items of a task."
+    task = find_task(task)
+    return first_of_each(read_items(task, *task_rows(task, source)), limit)
+
+
+def load_shots(task: str | Task, source: str | Path = "own") -> list | None:
+    "Items for shots, of the training split or of NAME.shots.jsonl; None where there are none."
+    task = find_task(task)
+    if source == "hf" and task.shots_from:
+        return read_items(task, *task_rows(task, "hf", task.shots_from))
+    path = Path(source) / f"{task.name}.shots.jsonl"
+    return read_items(task, file_rows(path), str(path)) if path.is_file() else None
+
+
+def by_subject(items: Sequence) -> dict[str, list]:
+    "The items of each subject."
+    found: dict[str, list] = {}
+    for item in items:
+        found.setdefault(subject_of(item), []).append(item)
+    return found
+
+
+def shots_for(
+    item: Any,
+    pool: dict[str, list],  # subject -> items, as `by_subject` gives them
+    n: int,
+) -> list:
+    "The first n items of the pool that are of the same subject and not the item itself."
+    return [other for other in pool.get(subject_of(item), [])[: n + 1] if other != item][:n]
