@@ -106,7 +106,7 @@ def score_code(code: Code, texts: Sequence[str], k: int = 1) -> float:
     with Sandbox() as box:
 
         def passes(text: str) -> bool:
-            return box.run(code.start + text, code.tests, code.names, code.before).passed
+            return box.run(code.start + text, code.tests, list(code.names), code.before).passed
 
         passed = {text: passes(text) for text in dict.fromkeys(texts)}
     return pass_at_k(len(texts), sum(passed[text] for text in texts), k)
