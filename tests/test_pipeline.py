@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("datatrove", reason="the pipeline needs llama_course[data]")
 
+from llama_course.command.cli import main  # noqa: E402
 from llama_course.corpus.build import build_corpus, cleaned, describe_corpus, prepared  # noqa: E402
 from llama_course.corpus.documents import SOUND, not_gigantic  # noqa: E402
 from llama_course.corpus.filters import make_steps  # noqa: E402
@@ -518,10 +519,24 @@ def test_the_command(tmp_path):
     assert "9 of 11 documents" in words and "short_lines" in words and "90.0%" in words
 
 
-def test_the_example_is_printed():
-    ran = subprocess.run([*BASE, "--example"], capture_output=True, text=True)
-    assert ran.returncode == 0 and ran.stdout == EXAMPLE_RECIPE and ran.stderr == ""
-    assert [about["proportion"] for about in tomllib.loads(EXAMPLE_RECIPE)["sources"].values()] == [
+@pytest.fixture
+def command(monkeypatch, capsys):
+    "Runs `llama-course data` in this process: (exit code, standard output, standard error)."
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["llama-course", "data", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_example_is_printed(command):
+    assert command("--example") == (0, EXAMPLE_RECIPE, "")
+    assert [s["proportion"] for s in tomllib.loads(EXAMPLE_RECIPE)["sources"].values()] == [
         0.67,
         0.15,
         0.045,
@@ -532,15 +547,11 @@ def test_the_example_is_printed():
     ]
 
 
-def test_a_mistake_ends_the_command_with_one_line(tmp_path):
+def test_a_mistake_ends_the_command_with_one_line(command, tmp_path):
     (tmp_path / "r.toml").write_text(EXAMPLE_RECIPE)
-    ran = subprocess.run(
-        [*BASE, str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 2 and ran.stdout == "" and ran.stderr.count("\n") == 1
-    assert "sources.CommonCrawl.path" in ran.stderr and not (tmp_path / "out").exists()
+    code, out, err = command(tmp_path / "r.toml", "--out", tmp_path / "out")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert "sources.CommonCrawl.path" in err and not (tmp_path / "out").exists()
 
 
 # tokens, and training on them
