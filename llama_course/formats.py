@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,7 @@ class StoredTensor:
             at += len(block)
 
 # %% ../nbs/23_formats.ipynb #c016
+@cache
 def tensor_shapes(config: LlamaConfig) -> dict[str, torch.Size]:  # name -> shape
     "The tensors that a checkpoint of the model holds; one that two names share stands there once."
     with torch.device("meta"): state = Llama(config).state_dict()

@@ -43,13 +43,13 @@ def hugging_face_config(
         raise UserError(f"{path} is of the architecture {kind!r}: only 'llama' is read.")
     rope = (settings.get("rope_parameters") or {}) | (settings.get("rope_scaling") or {})
     odd = {
-        "rope scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "biases": settings.get("attention_bias") or settings.get("mlp_bias"),
-        "its activation": settings.get("hidden_act", "silu") != "silu",
+        "rope scaling is": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "biases are": settings.get("attention_bias") or settings.get("mlp_bias"),
+        "its activation is": settings.get("hidden_act", "silu") != "silu",
     }
     for what, is_odd in odd.items():
         if is_odd:
-            raise UserError(f"{path}: {what} is not supported.")
+            raise UserError(f"{path}: {what} not supported.")
     ours = hugging_face_settings(
         SimpleNamespace(**{f: f for f in LlamaConfig.__dataclass_fields__})
     )

@@ -10,6 +10,7 @@ from llama_course.files.gguf import read_gguf
 from llama_course.files.hugging_face import read_hugging_face, safetensors_table
 from llama_course.files.meta import read_meta
 from llama_course.files.quantized import quantized_model
+from llama_course.files.run import RunFolder
 from llama_course.files.tokenizers import ByteLevelTokenizer, tokenizer_of_gguf, tokenizer_of_json
 from llama_course.formats import plain_chat, tensor_shapes
 from llama_course.model import Llama, read_config
@@ -27,8 +28,8 @@ def load(
 ) -> tuple[Llama, Tokenizer | ByteLevelTokenizer]:
     "Model and tokenizer. Raises `UserError`, and has read no weights, if they do not fit together."
     checkpoint, tokenizer = read_checkpoint(path), load_tokenizer(path)
-    if (about := Path(path) / "run.json").is_file():
-        as_trained(tokenizer, read_json(about))
+    if (run := RunFolder(path)).exists:
+        _ask_as_trained(tokenizer, run)
     found, wanted = tokenizer.vocab_size, checkpoint.config.vocab_size
     if found != wanted:
         raise UserError(
@@ -95,22 +96,18 @@ def read_checkpoint(
 
 def _read_run(folder: Path) -> Checkpoint:
     "Where a run's tensors are. Raises `UserError` if it is not finished, or altered."
-    if (about := folder / "run.json").is_file() and not isinstance(read_json(about), dict):
-        raise UserError(f"{about} is damaged: restore it.")
-    if not (folder / "model.safetensors").is_file():
+    if not RunFolder(folder).is_done:
         raise UserError(f"{folder} is not finished: go on with the command that began it.")
     config, table = read_config(folder), safetensors_table(folder / "model.safetensors")
     return named_sources(folder, config, table, {name: name for name in tensor_shapes(config)})
 
 
-def as_trained(
-    tokenizer,
-    about: dict,  # what run.json says
-) -> None:
+def _ask_as_trained(tokenizer: Tokenizer | ByteLevelTokenizer, run: RunFolder) -> None:
     "Makes a run's tokenizer ask as in training. Raises `UserError` if it is that of another run."
-    if fingerprint(tokenizer.path) != about.get("tokenizer"):
+    if fingerprint(tokenizer.path) != run.facts.tokenizer:
         raise UserError(
             f"{tokenizer.path} is not the tokenizer that the model was trained with: restore it."
         )
-    if about.get("template") == "plain":
-        tokenizer.chat_template, tokenizer.encode_chat = "plain", partial(plain_chat, tokenizer)
+    if run.facts.template == "plain":
+        tokenizer.chat_template = "plain"
+        tokenizer.encode_chat = partial(plain_chat, tokenizer)  # type: ignore[method-assign]
