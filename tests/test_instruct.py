@@ -33,7 +33,7 @@ from llama_course.instruct import (
     row_shares,
     text_rows,
 )
-from llama_course.launch.templates import TEMPLATES, choose_template
+from llama_course.launch.templates import ANSWER_TEMPLATES, choose_template
 from llama_course.model import Llama, LlamaConfig, Parts
 from llama_course.support.errors import UserError
 from llama_course.support.ledger import ledger
@@ -117,7 +117,7 @@ TRUTH = {
     "sorting": lambda q: "".join(sorted(q[5:])),
     "copying": lambda q: q[7:],
     "lookup": lambda q: {p[0]: p[1] for p in q.split(",")[0].split()}[q[-1]],
-    "choice": lambda q: max((p[1], p[0]) for p in q.split()[1:])[1],
+    "choosing": lambda q: max((p[1], p[0]) for p in q.split()[1:])[1],
 }
 
 
@@ -131,13 +131,13 @@ def test_tasks_have_right_answers_and_an_honest_chance(task):
     r = random.Random(5)
     triples = [INSTRUCTION_TASKS[task](r) for _ in range(3000)]
     assert chance == pytest.approx(sum(a == g for _, a, g in triples) / 3000, abs=0.1)
-    if task in ("lookup", "choice"):
+    if task in ("lookup", "choosing"):
         assert 0.2 < chance < 0.45
 
 
 def test_too_many_examples_are_refused():
-    with pytest.raises(UserError, match="choice has no 2000"):
-        make_examples("choice", 2000)
+    with pytest.raises(UserError, match="choosing has no 2000"):
+        make_examples("choosing", 2000)
 
 
 def test_prompt_at_training_is_the_prompt_when_asked():
@@ -151,7 +151,7 @@ def test_prompt_at_training_is_the_prompt_when_asked():
         ]
         assert ids[-1] == tokenizer.eos_id and is_answer[-1]
         assert tokenizer.decode(ids[len(prompt) :]).strip() == "13"
-    assert choose_template(Talker(), "plain") is TEMPLATES["plain"]
+    assert choose_template(Talker(), "plain") is ANSWER_TEMPLATES["plain"]
 
 
 @pytest.mark.parametrize(
@@ -496,9 +496,13 @@ def test_finetuning_learns_held_out_copies():
     "A little training on answers alone writes the end of text, and what was never learnt stays."
     model, tokenizer = tiny(dim=32, n_heads=2), Letters()
     examples = [Example(f"Q {a}", a) for a in "0123456789"]
-    packed = pack_examples([encode_example(tokenizer, e, TEMPLATES["plain"]) for e in examples], 64)
+    packed = pack_examples(
+        [encode_example(tokenizer, e, ANSWER_TEMPLATES["plain"]) for e in examples], 64
+    )
     losses, _ = steps_of(model, lambda model: packed_loss(model, packed), 60)
     assert losses[-1] < 0.1 < losses[0]
     assert all(
-        answered(model, [encode_example(tokenizer, e, TEMPLATES["plain"]) for e in examples], 64)
+        answered(
+            model, [encode_example(tokenizer, e, ANSWER_TEMPLATES["plain"]) for e in examples], 64
+        )
     )

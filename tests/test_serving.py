@@ -155,6 +155,7 @@ def test_a_step_looks_at_no_place_that_no_text_has_filled():
         8,
         9,
     ]  # two prompts; two steps with the long text; the rest without
+    assert batcher.cache.lengths.tolist() == [0, 0, 0]  # also of the row that nobody used
 
 
 class Unturned(Attention):

@@ -49,6 +49,8 @@ from llama_course.support.options import option, options
 from llama_course.tokenizer import Tokenizer
 from llama_course.training import Recipe, Step
 
+MODULE = "llama_course.launch.finetuning"
+
 
 @options
 class Finetuning:
@@ -75,11 +77,17 @@ class Finetuning:
     )
     too_long: Literal["drop", "cut"] = option("drop", "drop or cut: examples that no row can hold.")
     tokenizer: Path | None = option(None, "If it is not with the weights.")
-    precision: Literal["float32", "bfloat16"] = option("float32", "Of matrix products.")
-    checkpointing: Literal["none", "full", "selective"] = option("none", "Of activations.")
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32", "float32 or bfloat16: of matrix products."
+    )
+    checkpointing: Literal["none", "full", "selective"] = option(
+        "none", "none, full or selective: of activations."
+    )
     tensor_parallel: int = option(1, "Ranks that share each matrix.", ge=1)
     save_every: int = option(20, "Steps between checkpoints.", ge=1)
-    non_finite: Literal["stop", "skip"] = option("stop", "At a loss that is no number.")
+    non_finite: Literal["stop", "skip"] = option(
+        "stop", "stop or skip, at a loss that is no number."
+    )
     tensorboard: bool = option(False, "Write for TensorBoard, too.", flag=True)
 
 
@@ -252,7 +260,7 @@ def _tune(
         return
     with only_one(run.path) if ranks.is_first else nullcontext():
         if ranks.is_first:
-            settings = {n: _plain(v) for n, v in asdict(s).items()}
+            settings = {n: _plain(v) for n, v in vars(s).items()}
             run.note(
                 kind="finetune",
                 version=__version__,
@@ -317,16 +325,10 @@ def report_of(out: Path, result: dict[str, Any]) -> str:
     return f"{out} is done: {size}, {losses}.\nTry: llama-course chat --run {out}"
 
 
-def main() -> None:
-    "The command `python -m llama_course.launch.finetuning`."
-    name = "llama_course.launch.finetuning"
-
-    def command(options: Finetuning) -> None:
-        "Finetune a LLaMA on instructions; under torchrun, on many processes."
-        in_one_line(name, lambda: run_finetuning(options))
-
-    run_command(name, command)
+def finetune_on_ranks(options: Finetuning) -> None:
+    "Finetune a LLaMA on instructions; under torchrun, on many processes."
+    in_one_line(MODULE, lambda: run_finetuning(options))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(MODULE, finetune_on_ranks)

@@ -11,7 +11,7 @@ def _own_template(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return tokenizer.encode_chat(messages)
 
 
-TEMPLATES = {
+ANSWER_TEMPLATES = {
     "plain": Template("plain", plain_chat, " "),
     "chat": Template("chat", _own_template),
 }
@@ -24,8 +24,10 @@ def choose_template(
     "How this tokenizer's model is asked. Raises `UserError` for what there is not."
     has_own = getattr(tokenizer, "chat_template", None) is not None
     name = name or ("chat" if has_own else "plain")
-    if name not in TEMPLATES:
-        raise UserError(f"no template is called {name!r}: choose one of {', '.join(TEMPLATES)}.")
+    if name not in ANSWER_TEMPLATES:
+        raise UserError(
+            f"no template is called {name!r}: choose one of {', '.join(ANSWER_TEMPLATES)}."
+        )
     if name == "chat" and not has_own:
         raise UserError(f"{tokenizer.path} has no chat template: choose the template plain.")
-    return TEMPLATES[name]
+    return ANSWER_TEMPLATES[name]

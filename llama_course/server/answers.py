@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_course.serving import Job
 
-Piece = tuple[
+AnswerPiece = tuple[
     int, str, str
 ]  # index of the choice, text, why the choice ended ("" while it goes on)
 
@@ -71,8 +71,8 @@ class Answer:
 
     async def events(
         self,
-        first: Piece,
-        others: AsyncGenerator[Piece, None],
+        first: AnswerPiece,
+        others: AsyncGenerator[AnswerPiece, None],
         with_usage: bool,  # the number of tokens, in an event before the last
     ) -> AsyncIterator[str]:
         "The stream: roles, pieces, reasons, and the end."

@@ -14,7 +14,7 @@ from typing import Any
 
 from llama_course.generation import TextStream
 from llama_course.model import Llama
-from llama_course.server.answers import Answer, Piece
+from llama_course.server.answers import Answer, AnswerPiece
 from llama_course.server.requests import ApiError, make_jobs, read_request
 from llama_course.server.worker import BatchWorker, QueueFull
 from llama_course.serving import Batcher, Job
@@ -65,11 +65,11 @@ def refusal(worker: BatchWorker) -> ApiError:
     return ApiError("all places are taken: try again soon.", status=429, code="busy")
 
 
-async def write(
+async def answer_pieces(
     worker: BatchWorker,
     jobs: list[Job],
     streams: list[TextStream],  # of each job
-) -> AsyncGenerator[Piece, None]:
+) -> AsyncGenerator[AnswerPiece, None]:
     """Submits the jobs; yields their text as it is written. Raises `ApiError`.
 
     The worker calls back from its thread; the queue hands that over to the event loop. Whoever goes
@@ -118,7 +118,9 @@ def endpoint(
         prompts, stops = request.encoded(tokenizer)
         jobs = make_jobs(request, prompts, worker.batcher, tokenizer.eos_id)
         objects = Answer(jobs, prompts, is_chat, model_name)
-        pieces = write(worker, jobs, [TextStream(tokenizer, job.prompt, stops) for job in jobs])
+        pieces = answer_pieces(
+            worker, jobs, [TextStream(tokenizer, job.prompt, stops) for job in jobs]
+        )
         if request.options.stream:
             first = await anext(pieces)  # what is refused is refused before the stream begins
             events = objects.events(first, pieces, request.counts_tokens)
