@@ -146,14 +146,13 @@ def enclose(fence: Fence) -> None:
     c_call("capset", header, nothing)
 
 
-def address_space() -> int:  # bytes of address space
-    "What this process has now; behind the fence there is no `/proc` to ask."
+def memory_now() -> tuple[int, int]:
+    "Bytes of address space and of memory that this process has; behind the fence nobody tells."
     pages = Path("/proc/self/statm")
-    return (
-        int(pages.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        if pages.exists()
-        else 1 << 30
-    )
+    if not pages.exists():
+        return 1 << 30, 1 << 29
+    space, held, *_ = (int(n) * os.sysconf("SC_PAGE_SIZE") for n in pages.read_text().split())
+    return space, held
 
 
 def limit(fence: Fence, used: int) -> None:

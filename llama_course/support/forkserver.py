@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llama_course.support.fence import HOME, Fence, address_space, enclose, limit, trial
+from llama_course.support.fence import HOME, Fence, enclose, limit, memory_now, trial
 from llama_course.support.seccomp import c_call, forbid
 
 LOOK_EVERY = 0.1  # seconds between two counts of the monitor
@@ -38,7 +38,7 @@ def monitor(
     os.setsid()
     _close_all_but([*keep, control.fileno()])
     proc = os.open("/proc", os.O_RDONLY) if sys.platform == "linux" else -1
-    used, home = address_space(), HOME
+    (space, held), home = memory_now(), HOME
     if not why:
         try:
             enclose(fence)
@@ -55,7 +55,7 @@ def monitor(
     if not worker:
         try:
             _close_all_but(keep)
-            _become_worker(fence, home, used, fenced=not why)
+            _become_worker(fence, home, space, fenced=not why)
             life()
         finally:
             os._exit(0)
@@ -64,10 +64,13 @@ def monitor(
     hello = {"home": home, "not_fenced": why}
     control.sendall(json.dumps(hello).encode() + b"\n")
     with contextlib.suppress(OSError):
-        control.sendall(_watch(worker, control, fence, proc).encode())
-    _end(proc)
+        control.sendall(_watch(worker, control, fence, proc, held).encode())
     if why:
+        _end_descendants(proc)
         shutil.rmtree(home, ignore_errors=True)
+    else:
+        os.kill(worker, signal.SIGKILL)  # the first in its namespace: the kernel ends the rest
+        os.waitpid(worker, 0)
     os._exit(0)
 
 
@@ -87,9 +90,9 @@ def _become_worker(fence: Fence, home: str, used: int, fenced: bool) -> None:
             os._exit(1)
 
 
-def _watch(worker: int, control: socket.socket, fence: Fence, proc: int) -> str:
+def _watch(worker: int, control: socket.socket, fence: Fence, proc: int, before: int) -> str:
     "Waits until the worker ends, the caller lets go, or a limit is broken: which one, in words."
-    end, before = time.monotonic() + fence.seconds, _count(proc)[1]
+    end = time.monotonic() + fence.seconds
     ended = os.pidfd_open(worker) if hasattr(os, "pidfd_open") else None
     wait_for = [control.fileno()] if ended is None else [control.fileno(), ended]
     while True:
@@ -106,8 +109,8 @@ def _watch(worker: int, control: socket.socket, fence: Fence, proc: int) -> str:
             return "its processes used too much memory"
 
 
-def _end(proc: int) -> None:
-    "Ends the worker and all that it has started: in a namespace the kernel does the rest."
+def _end_descendants(proc: int) -> None:
+    "Ends the worker and all that it has started."
     for _ in range(1000):
         children = _descendants(_processes(proc))
         if not children:
@@ -225,11 +228,16 @@ class Worker:
         self.not_fenced: str = hello.get("not_fenced", "")  # why it has no fence
         self.home: str = hello.get("home", "")
 
+    def let_go(self) -> None:
+        "Has it ended, and does not wait."
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_WR)
+
     def end(self) -> str:
         "Ends it, with all that it has started; says which limit it broke, if it did."
         said = b""
+        self.let_go()
         with contextlib.suppress(OSError):
-            self.control.shutdown(socket.SHUT_WR)
             self.control.settimeout(30)
             while more := self.control.recv(4096):
                 said += more

@@ -293,6 +293,8 @@ class Sandbox:
             if writer >= 0:
                 os.close(writer)
             for worker in workers:
+                worker.let_go()
+            for worker in workers:
                 worker.end()
         return said or Outcome(False, f"no end in {self.fence.seconds:g} s")
 
