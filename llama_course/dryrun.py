@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from .support.ledger import Counter, _collective, _message_bytes, storages
+from .support.ledger import Counter, collective_kind, message_bytes, storages
 from .model import LlamaConfig
 from .parallel import make_mesh, parallelize
 from .planner import Layout, memory
@@ -144,11 +144,11 @@ def at_work() -> str | None:
 @patch
 def note(self: StepRecord, func, args, kwargs, out):
     "Adds one operation: its message, its new storages, what FSDP has to do with them."
-    if kind := _collective(func):
+    if kind := collective_kind(func):
         groups = [self.groups.get(a if isinstance(a, str) else _group_name(a)) for a in args]
         ranks = next(filter(None, groups), "")
         calls, size = self.messages.get((kind, ranks), (0, 0))
-        self.messages[kind, ranks] = calls + 1, size + _message_bytes(args, out)
+        self.messages[kind, ranks] = calls + 1, size + message_bytes(args, out)
     before, after = storages((args, kwargs)), storages(out)
     if not after.keys() - before.keys() and not func._schema.is_mutable: return  # a view
     if (code := at_work()) == "_sharding_prop": return

@@ -44,13 +44,13 @@ KINDS = {"allreduce": "all_reduce", "allgather": "all_gather", "reducescatter": 
          "alltoall": "all_to_all", "broadcast": "broadcast", "barrier": "barrier", "gather": "gather",
          "scatter": "scatter", "reduce": "reduce", "send": "send", "recv": "recv"}
 
-def _collective(func) -> str | None:
+def collective_kind(func) -> str | None:
     "The kind of a collective operation; None for any other."
     if func.namespace not in ("c10d", "_c10d_functional", "_dtensor"): return None
     name = func._opname.replace("_", "")
     return next((kind for key, kind in KINDS.items() if key in name), None)
 
-def _message_bytes(args, out) -> int:
+def message_bytes(args, out) -> int:
     "The larger of what goes in and what comes out."
     size = lambda tree: sum(t.nbytes for t in tree_leaves(tree) if isinstance(t, Tensor))
     return max(map(size, (*args, out)))
@@ -83,9 +83,9 @@ def _note(self, func, args, kwargs, out):
     "Adds one operation to the counts."
     if formula := FORMULAS.get(func._overloadpacket):
         self.flops += formula(*args, **kwargs, out_val=out)
-    if kind := _collective(func):
+    if kind := collective_kind(func):
         calls, size = self.collectives.get(kind, (0, 0))
-        self.collectives[kind] = calls + 1, size + (kind != "barrier" and _message_bytes(args, out))
+        self.collectives[kind] = calls + 1, size + (kind != "barrier" and message_bytes(args, out))
     for ref, t in storages(out).items():
         if ref not in self.given:
             self.made[ref] = t.untyped_storage().nbytes()
