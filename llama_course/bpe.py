@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMAL', 'UNKNOWN', 'CONTROL', 'USER_DEFINED', 'UNUSED', 'BYTE', 'DAMAGED_TABLE', 'ALONE', 'RESERVED', 'SCRIPTS',
-           'DIGITS', 'Piece', 'ModelFile', 'read_model', 'merge', 'CharsMap', 'Normalizer', 'BPE',
+           'DIGITS', 'VocabPiece', 'ModelFile', 'read_model', 'merge', 'CharsMap', 'Normalizer', 'BPE',
            'words_and_characters', 'script', 'may_be_piece', 'Pairs', 'learn', 'train_bpe', 'write_model']
 
 # %% ../nbs/07_bpe.ipynb #c002
@@ -55,7 +55,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # the kinds 
 DAMAGED_TABLE = "the model's table of replacements is damaged: take the file from where it came from, anew."
 
 
-class Piece(NamedTuple):
+class VocabPiece(NamedTuple):
     "One entry of the vocabulary; its id is its place."
     text: str  # with ▁ for a space
     score: float = 0.0  # pairs with a higher score are merged first
@@ -65,7 +65,7 @@ class Piece(NamedTuple):
 @dataclass
 class ModelFile:
     "What a SentencePiece model says about encoding and decoding."
-    pieces: list  # of Piece
+    pieces: list  # of VocabPiece
     byte_fallback: bool = False  # what no piece spells is written as bytes
     add_dummy_prefix: bool = True  # a text begins with a space
     remove_extra_whitespaces: bool = True  # runs of spaces become one, at both ends none
@@ -84,7 +84,7 @@ def _parse(data) -> ModelFile:
         if number == 1:
             field = dict(_fields(value))
             score = struct.unpack("<f", field.get(2, bytes(4)))[0]
-            pieces.append(Piece(field[1].decode(), score, field.get(3, NORMAL)))
+            pieces.append(VocabPiece(field[1].decode(), score, field.get(3, NORMAL)))
         elif number in (2, 3, 5):
             {2: trainer, 3: normalizer, 5: denormalizer}[number].update(_fields(value))
     if not pieces: raise ValueError("no pieces")
@@ -518,8 +518,9 @@ def train_bpe(
     if isinstance(texts, str):
         raise UserError("a tokenizer is trained on many texts, and got one: put it into a list.")
     words, characters = words_and_characters(training_lines(texts, max_bytes), coverage)
-    pieces = [Piece("<unk>", kind=UNKNOWN), Piece("<s>", kind=CONTROL), Piece("</s>", kind=CONTROL)]
-    pieces += [Piece(f"<0x{byte:02X}>", kind=BYTE) for byte in range(256)]
+    pieces = [VocabPiece("<unk>", kind=UNKNOWN)]
+    pieces += [VocabPiece(mark, kind=CONTROL) for mark in ("<s>", "</s>")]
+    pieces += [VocabPiece(f"<0x{byte:02X}>", kind=BYTE) for byte in range(256)]
     least = len(pieces) + len(characters)
     if not characters:
         raise UserError("there is no text to train a tokenizer on: check the source of the texts.")
@@ -530,7 +531,7 @@ def train_bpe(
     if (most := least + len(learned)) < vocab_size:
         raise UserError(f"the text is too short for a vocabulary of {vocab_size:,}: choose at most {most:,},"
                         " or add text.")
-    pieces += [Piece(text, float(-i)) for i, text in enumerate(learned + characters)]
+    pieces += [VocabPiece(text, float(-i)) for i, text in enumerate(learned + characters)]
     return BPE(ModelFile(pieces, byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False))
 
 # %% ../nbs/07_bpe.ipynb #c087

@@ -22,7 +22,7 @@ BACKWARDS = {"serving -> formats"}
 CIRCLES: set[str] = set()
 INSIDE = {"serving -> formats", "tasks.lm_eval -> model"}
 TWICE = set(
-    """KINDS Piece Share TASKS TEMPLATES Verdict Wire checked choice command finetune in_words
+    """KINDS Share TASKS TEMPLATES Verdict Wire checked choice command finetune in_words
     is_held_out judge load main option pack prepare score_texts unpack write""".split()
 )
 
