@@ -251,7 +251,7 @@ def test_mistakes_are_one_line(changes, text, data, tmp_path):
     "changes, text",
     [
         ({"non_finite": "hope"}, "--non-finite must be stop or skip"),
-        ({"checkpointing": "hope"}, "must be none, full or"),
+        ({"checkpointing": "hope"}, "--checkpointing must be none, "),
         ({"save_every": 0}, "--save-every must be 1 or more"),
         ({"lr": "nan"}, "--lr must be a number"),
         ({"lr": -1}, "--lr must be above 0"),
