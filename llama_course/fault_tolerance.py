@@ -38,7 +38,7 @@ from .support.patch import patch
 def trained_tensors(
     model: nn.Module,
 ) -> dict[str, Tensor]:  # without a graph; of a sharded model, this rank's share
-    "What training changes in the model: trained parameters and buffers, each once, even under two names."
+    "What training changes in the model: parameters and buffers, each once, even under two names."
     tensors = reversed(model.state_dict(keep_vars=True).items())
     trained = {id(t): (name, t.detach()) for name, t in tensors
                if t.requires_grad or not isinstance(t, nn.Parameter)}
@@ -81,7 +81,7 @@ def seal(about: dict) -> str:
 
 
 class CheckpointWriter(HuggingFaceStorageWriter):
-    "Writes safetensors files, their checksums, and the table about.json; names the folder when all is there."
+    "Writes safetensors files, their checksums, the table about.json; then names the folder."
 
     def __init__(self, final: Path, about: dict, keep: int):
         self.final, self.about, self.keep = final, about, keep
@@ -93,20 +93,22 @@ class CheckpointWriter(HuggingFaceStorageWriter):
         names = [w.storage_data.relative_path for w in written]
         sums = {name: fingerprint(self.path / name) for name in set(names)}
         done = Future()
-        done.set_result([replace(w, storage_data=(name, sums[name])) for w, name in zip(written, names)])
+        done.set_result([
+            replace(w, storage_data=(name, sums[name])) for w, name in zip(written, names)])
         return done
 
     def finish(self, metadata, results: list):
         "The first rank, when all have written: the table, the name; older checkpoints go."
         about = self.about | {"files": dict(w.storage_data for rank in results for w in rank)}
         write_json(self.path / "about.json", about | {"sha256": seal(about)})
-        if self.final.exists(): shutil.rmtree(self.final)  # it was damaged, or it would have been loaded
+        if self.final.exists(): shutil.rmtree(self.final)  # damaged, or it would have been loaded
         os.replace(self.path, self.final)
-        for old in sorted(self.final.parent.glob("step-*"), reverse=True)[self.keep :]: shutil.rmtree(old)
+        for old in sorted(self.final.parent.glob("step-*"), reverse=True)[self.keep :]:
+            shutil.rmtree(old)
 
 # %% ../nbs/18_fault_tolerance.ipynb #c019
 class Checkpoints:
-    "The checkpoints of a run: saved beside its steps, whole or not at all; loaded on any number of ranks."
+    "A run's checkpoints: saved beside its steps, whole or not at all; read by any number of ranks."
 
     def __init__(
         self,
@@ -119,7 +121,8 @@ class Checkpoints:
         self.folder, self.model, self.optimizer = Path(folder), model, optimizer
         self.identity, self.keep, self.future = identity, keep, None
         many = dist.is_initialized()
-        self.group = dist.new_group(backend="gloo") if many else None  # apart from the messages of the steps
+        # a group of its own: its messages come between those of the steps
+        self.group = dist.new_group(backend="gloo") if many else None
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
 
 
@@ -131,8 +134,9 @@ def save(self: Checkpoints, step: int, seconds: float = 0.0):
     with disk_errors(self.folder):
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = CheckpointWriter(self.folder / f"step-{step:08d}", about, self.keep)
-        self.future = dcp.async_save(state_tensors(self.model, self.optimizer), storage_writer=writer,
-                                     process_group=self.group, no_dist=self.group is None)
+        state = state_tensors(self.model, self.optimizer)
+        self.future = dcp.async_save(state, storage_writer=writer, process_group=self.group,
+                                     no_dist=self.group is None)
 
 
 @patch
@@ -150,7 +154,8 @@ def finish(self: Checkpoints, wait: bool = True):
 @patch
 def clear(self: Checkpoints):
     "Removes what a process that was killed has left half written."
-    for left in self.folder.glob(".part-*") if self.rank == 0 else (): shutil.rmtree(left, ignore_errors=True)
+    for left in self.folder.glob(".part-*") if self.rank == 0 else ():
+        shutil.rmtree(left, ignore_errors=True)
 
 
 # one process alone is no mistake
@@ -160,7 +165,7 @@ warnings.filterwarnings("ignore", ".*torch.distributed is disabled, unavailable 
 def read_table(
     path: Path,  # of a checkpoint
 ) -> dict | None:
-    "What the checkpoint says of itself; None where that is damaged, or other files are there than it says."
+    "What the checkpoint says of itself; None where that is damaged, or other files are there."
     try:
         about = read_json(path / "about.json")
         intact = about.pop("sha256") == seal(about)
@@ -171,10 +176,11 @@ def read_table(
 
 @patch
 def verified(self: Checkpoints, path: Path) -> dict | None:
-    "Its table, if every file has its checksum; None if any rank finds one that has not. All ranks take part."
+    "Its table, if every file has its checksum; None if any rank finds one that has not."
     about = read_table(path)
     mine = sorted(about["files"])[self.rank :: self.ranks] if about else []
-    good = [about is not None and all(fingerprint(path / name) == about["files"][name] for name in mine)]
+    good = [about is not None
+            and all(fingerprint(path / name) == about["files"][name] for name in mine)]
     if self.group:
         good, own = [None] * self.ranks, good[0]
         dist.all_gather_object(good, own, group=self.group)
@@ -183,12 +189,13 @@ def verified(self: Checkpoints, path: Path) -> dict | None:
 
 @patch
 def load(self: Checkpoints) -> dict | None:
-    """Puts the newest whole checkpoint into model and optimizer: its table; None if there is no checkpoint.
+    """Puts the newest whole checkpoint into model and optimizer: its table; None if there is none.
 
-    Raises `UserError`, and has changed nothing, if it is of another run or if there are some and none is whole.
+    Raises `UserError`, and has changed nothing, if it is of another run or if some are there and
+    none is whole.
     """
     names = [sorted((path.name for path in self.folder.glob("step-*")), reverse=True)]
-    if self.group: dist.broadcast_object_list(names, src=0, group=self.group)  # the first rank looks
+    if self.group: dist.broadcast_object_list(names, src=0, group=self.group)  # rank 0 looks
     for path in map(self.folder.joinpath, names[0]):
         if about := self.verified(path):
             self.restore(path, about)
@@ -196,8 +203,8 @@ def load(self: Checkpoints) -> dict | None:
         if self.rank == 0: print(f"{path} is damaged and is passed over.", file=sys.stderr)
     else:
         if names[0]:
-            raise UserError(f"{self.folder}: none of {len(names[0])} checkpoints is whole. Restore one, or choose"
-                            " another folder; nothing was changed here.")
+            raise UserError(f"{self.folder}: none of {len(names[0])} checkpoints is whole. Restore"
+                            " one, or choose another folder; nothing was changed here.")
         about = None
     self.clear()
     return about
@@ -207,8 +214,8 @@ def load(self: Checkpoints) -> dict | None:
 def restore(self: Checkpoints, path: Path, about: dict):
     "Puts this checkpoint in. Raises `UserError` if it is of another run."
     if other := differences(about["identity"], self.identity):
-        raise UserError(f"{path} belongs to another run ({other}): go on as it began, or choose another"
-                        " folder.")
+        raise UserError(f"{path} belongs to another run ({other}): go on as it began, or choose"
+                        " another folder.")
     state = state_tensors(self.model, self.optimizer)  # DCP writes into these very tensors
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(path)), process_group=self.group,
              no_dist=self.group is None)
@@ -226,7 +233,7 @@ def set_parameter(
 
 
 class DrawnParameter:
-    "Stands for a parameter while `init_weights` draws it: all of it on every rank, which keeps its share."
+    "Stands for a parameter while it is drawn: all of it on every rank, which keeps its share."
 
     def __init__(self, model, name, parameter, random):
         self.model, self.name, self.parameter, self.random = model, name, parameter, random
@@ -242,10 +249,12 @@ class DrawnModel:
     "What `Llama.init_weights` needs of a model."
 
     def __init__(self, model, seed):
-        self.model, self.config, self.random = model, model.config, torch.Generator().manual_seed(seed)
+        self.model, self.config = model, model.config
+        self.random = torch.Generator().manual_seed(seed)
 
     def named_parameters(self):
-        for name, p in self.model.named_parameters(): yield name, DrawnParameter(self.model, name, p, self.random)
+        for name, p in self.model.named_parameters():
+            yield name, DrawnParameter(self.model, name, p, self.random)
 
 # %% ../nbs/18_fault_tolerance.ipynb #c034
 def build(
@@ -269,7 +278,7 @@ class Ranks:
     def __init__(self, mesh=None):  # (data, tensor); None: one process, without a group
         self.mesh, self.rank, self.size, self.world, self.is_first = mesh, 0, 1, 1, True
         gpu = torch.cuda.is_available() if mesh is None else mesh.device_type == "cuda"
-        self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        self.device = torch.device(f"cuda:{torch.cuda.current_device()}" if gpu else "cpu")
         if mesh is not None:
             self.rank, self.size = mesh["data"].get_local_rank(), mesh["data"].size()
             self.world, self.is_first = dist.get_world_size(), dist.get_rank() == 0
@@ -291,6 +300,6 @@ def check_finite(
     if math.isfinite(line["loss"] + line["grad_norm"]): return line
     if non_finite == "stop":
         raise UserError(f"step {line['step']}: the loss is {line['loss']}, the gradient's norm"
-                        f" {line['grad_norm']}. This step is not kept. Go on with --non-finite skip, or begin a"
-                        " new run with a lower --lr, or in float32.")
+                        f" {line['grad_norm']}. This step is not kept. Go on with --non-finite"
+                        " skip, or begin a new run with a lower --lr, or in float32.")
     return line | {"loss": None, "grad_norm": None, "skipped": True}  # JSON knows no NaN

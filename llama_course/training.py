@@ -41,7 +41,8 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = option("float32", "of matrix products")
     compile: bool = option(False, "by torch.compile")
     attention: str | None = option(None, "naive, rows, blockwise, sdpa or xformers (chapter 11)")
-    checkpointing: Literal["none", "full", "selective"] | None = option(None, "of activations (chapter 13)")
+    checkpointing: Literal["none", "full", "selective"] | None = option(
+        None, "of activations (chapter 13)")
 
 # %% ../nbs/15_training.ipynb #c012
 def loss_of(
@@ -106,8 +107,8 @@ def train(
         lr = cosine_lr(step, recipe.steps, recipe.lr, recipe.warmup)
         loss, norm = step_of(loader.batch(step, rank, ranks), lr)
         speed = round(tokens / (time.perf_counter() - began), 1)
-        yield {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": (step + 1) * tokens,
-               "tokens_per_second": speed}
+        yield {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm,
+               "tokens": (step + 1) * tokens, "tokens_per_second": speed}
 
 
 def make_loader(shards: dict, recipe: Recipe) -> Loader:
@@ -126,7 +127,9 @@ def bits_per_byte(
     "What the text costs under the model, in bits per byte; every token is predicted once."
     ids = torch.as_tensor(np.asarray(tokens, dtype=np.int64)).to(next(model.parameters()).device)
     whole, nats = (len(ids) - 1) // seq_len, 0.0
-    windows = ids[: whole * seq_len + 1].unfold(0, seq_len + 1, seq_len) if whole else ids[:0].view(0, 1)
+    windows = ids[:0].view(0, 1)
+    if whole:
+        windows = ids[: whole * seq_len + 1].unfold(0, seq_len + 1, seq_len)
     for batch in (*windows.split(batch_size), ids[whole * seq_len :][None]):  # the rest is shorter
         if count := batch[:, 1:].numel():
             nats += count * loss_of(model, batch).double().item()
