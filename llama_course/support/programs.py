@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,9 +22,9 @@ from llama_course.support.forkserver import ForkServer, Lives
 
 
 def to_plain(
-    value,
-    keep,  # called with what is no plain data; its number goes instead
-):
+    value: Any,
+    keep: Callable[[Any], int] | None,  # gets what is no plain data; its number goes instead
+) -> Any:
     "A tree that JSON can hold, from which `from_plain` makes the value again."
     if value is None or isinstance(value, bool):
         return value
@@ -39,16 +40,19 @@ def to_plain(
         return {"bytes": value.hex()}
     if isinstance(value, dict):
         return {"dict": [[to_plain(k, keep), to_plain(v, keep)] for k, v in value.items()]}
-    for kind in (list, tuple, set, frozenset):
+    kinds: tuple[Any, ...] = (list, tuple, set, frozenset)
+    for kind in kinds:
         if isinstance(value, kind):
             return {kind.__name__: [to_plain(part, keep) for part in kind.__iter__(value)]}
+    if keep is None:
+        raise TypeError(f"a {type(value).__name__} is no plain data")
     return {"kept": keep(value)}
 
 
 def from_plain(
-    tree,
-    kept,  # called with the number of a thing that was kept
-):
+    tree: Any,
+    kept: Callable[[int], Any] | None,  # gets the number of a thing that was kept
+) -> Any:
     "The value that `to_plain` was given."
     if not isinstance(tree, dict):
         return tree
@@ -63,23 +67,31 @@ def from_plain(
         return bytes.fromhex(inside)
     if kind == "dict":
         return {from_plain(k, kept): from_plain(v, kept) for k, v in inside}
-    if kind == "kept":
+    if kind == "kept" and kept:
         return kept(inside)
-    sequence = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
+    sequences: dict[str, Any] = {
+        "list": list,
+        "tuple": tuple,
+        "set": set,
+        "frozenset": frozenset,
+    }
+    sequence = sequences[kind]
     return sequence(from_plain(part, kept) for part in inside)
 
 
 class JsonLines:
     "Messages over a socket, one line of JSON each."
 
-    def __init__(self, sock):
+    def __init__(self, sock: socket.socket):
         self.file = sock.makefile("rwb")
 
-    def say(self, **message):
+    def say(self, **message: Any) -> None:
+        "Sends one message."
         self.file.write(json.dumps(message).encode() + b"\n")
         self.file.flush()
 
     def hear(self) -> dict:
+        "The next message. Raises `EOFError` when there is none."
         line = self.file.readline(1 << 24)
         if not line.endswith(b"\n"):
             raise EOFError("the program ended its process")
@@ -90,7 +102,7 @@ def perform(
     ask: dict,  # "do", and what that needs
     names: dict,  # what the program has defined
     kept: list,  # things that the other side knows by number
-):
+) -> Any:
     "The value that was asked for."
     see = lambda tree: from_plain(tree, kept.__getitem__)
     if ask["do"] == "find":
@@ -106,13 +118,14 @@ def perform(
 
 
 def answer_calls(
-    sock,  # to the tests
+    sock: socket.socket,  # to the tests
     program: str,
-):
+) -> None:
     "The life of the program's worker: it runs the program, then does what the tests ask."
-    wire, kept, module = JsonLines(sock), [], type(sys)("program")
+    wire, module = JsonLines(sock), type(sys)("program")
+    kept: list = []
 
-    def keep(thing):
+    def keep(thing: Any) -> int:
         kept.append(thing)
         return len(kept) - 1
 
@@ -124,7 +137,7 @@ def answer_calls(
     wire.say(done=done[:200])
     while True:
         try:
-            reply = {"value": to_plain(perform(wire.hear(), module.__dict__, kept), keep)}
+            reply: dict = {"value": to_plain(perform(wire.hear(), module.__dict__, kept), keep)}
         except EOFError:
             return
         except BaseException as error:
@@ -135,7 +148,7 @@ def answer_calls(
 class Kept:
     "A thing in the program's worker, as the tests see it."
 
-    def __init__(self, ask, number):
+    def __init__(self, ask: Callable, number: int):
         self.__dict__.update(_ask=ask, _number=number)
 
     def __call__(self, *args, **named):
@@ -153,10 +166,10 @@ class Kept:
         self._ask("set", self, name=name, value=value)
 
 
-def asker(wire: JsonLines):
+def asker(wire: JsonLines) -> Callable:
     "A function that asks the program's worker for something and gives the value that comes back."
 
-    def number(thing):
+    def number(thing: Any) -> int:
         if isinstance(thing, Kept):
             return thing._number
         raise TypeError(f"a {type(thing).__name__} cannot be sent to the program")
@@ -173,11 +186,11 @@ def asker(wire: JsonLines):
 
 
 def run_tests(
-    sock,  # to the program
+    sock: socket.socket,  # to the program
     job: dict,  # "before", "names", "tests"
 ) -> str:  # empty: passed; else why not
     "Runs the tests, with the program's names standing for what is in the other worker."
-    wire, space = JsonLines(sock), {"__name__": "tests"}
+    wire, space = JsonLines(sock), dict[str, Any](__name__="tests")
     try:
         exec(job["before"], space)
         if (done := wire.hear()["done"]) != "it ran":
