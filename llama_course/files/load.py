@@ -85,7 +85,11 @@ def read_checkpoint(
     if (path / "params.json").is_file():
         return read_meta(path)
     about = read_json(path / "config.json") if (path / "config.json").is_file() else None
-    if (path / "run.json").is_file() or isinstance(about, dict) and about.get("format") == CONFIG_FORMAT:
+    if (
+        (path / "run.json").is_file()
+        or isinstance(about, dict)
+        and about.get("format") == CONFIG_FORMAT
+    ):
         return _read_run(path)
     if about is not None:
         return read_hugging_face(path)
