@@ -16,7 +16,7 @@ from llama_course.attention import Attention, attend, causal_attention
 from llama_course.feedforward import FeedForward, hidden_dim
 from llama_course.norm import RMSNorm
 from llama_course.rope import (adjacent_to_half, apply_rotary, apply_rotary_half, half_to_adjacent,
-                               rotary_table)
+                               pairs_written_out, rotary_table)
 
 many = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -194,6 +194,14 @@ def test_rotary_moves_with_position():
         y = rotate(x, table)[0, :, 0]
         assert (torch.cdist(y, y) + 9 * torch.eye(50)).min() > 0.1  # no two positions alike
         torch.testing.assert_close(y.norm(dim=-1), x[0, :, 0].norm(dim=-1))  # and no length changed
+
+
+@pytest.mark.parametrize("rotate", [apply_rotary, apply_rotary_half, pairs_written_out])
+def test_each_text_can_have_positions_of_its_own(rotate):
+    x, positions, table = torch.randn(3, 7, 2, 8), torch.randint(50, (3, 7)), rotary_table(8, 50)
+    together = rotate(x, table[positions])
+    alone = torch.cat([rotate(x[i : i + 1], table[positions[i]]) for i in range(3)])
+    torch.testing.assert_close(together, alone)
 
 
 @pytest.mark.parametrize("rotate", [apply_rotary, apply_rotary_half])
