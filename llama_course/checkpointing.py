@@ -23,6 +23,7 @@ from .model import Block, LlamaConfig
 from .norm import RMSNorm
 from .rope import apply_rotary
 from .support.errors import UserError
+from .support.patch import patch
 
 # %% ../nbs/13_checkpointing.ipynb #c013
 def wide(
@@ -102,19 +103,19 @@ class Attended:
         self.out, self.end = out.detach(), get_gradient_edge(out)
 
 # %% ../nbs/13_checkpointing.ipynb #c037
-def unpack(self, note):
+@patch
+def unpack(self: Attended, note: tuple) -> Tensor:
     "The tensor for a note that `pack` has left."
     place, *view = note
     return self.shelf[place].as_strided(*view)
 
-def attended_gradients(self, grad, *shelf):  # shelf: q, k, v as they were, then what was kept
-    "The gradients of q, k and v."
+@patch
+def gradients(self: Attended, grad: Tensor, *shelf: Tensor) -> list[Tensor]:
+    "The gradients of q, k and v; `shelf` is these as they were, then what was kept."
     self.shelf = shelf
     torch.autograd.grad(self.end, self.anchor, grad, retain_graph=True, allow_unused=True)
     self.shelf = ()
     return [arrived.pop() for arrived in self.arrived]
-
-Attended.unpack, Attended.gradients = unpack, attended_gradients
 
 # %% ../nbs/13_checkpointing.ipynb #c040
 def turned(q, k, v, table, width):

@@ -79,25 +79,23 @@ class Counter(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls): return False  # else the first use imports the compiler: two seconds
 
-def _note(self, func, args, kwargs, out):
-    "Adds one operation to the counts."
-    if formula := FORMULAS.get(func._overloadpacket):
-        self.flops += formula(*args, **kwargs, out_val=out)
-    if kind := collective_kind(func):
-        calls, size = self.collectives.get(kind, (0, 0))
-        self.collectives[kind] = calls + 1, size + (kind != "barrier" and message_bytes(args, out))
-    for ref, t in storages(out).items():
-        if ref not in self.given:
-            self.made[ref] = t.untyped_storage().nbytes()
-            self.largest = max(self.largest, self.made[ref] // t.element_size())
+    def note(self, func, args, kwargs, out):
+        "Adds one operation to the counts."
+        if formula := FORMULAS.get(func._overloadpacket):
+            self.flops += formula(*args, **kwargs, out_val=out)
+        if kind := collective_kind(func):
+            calls, size = self.collectives.get(kind, (0, 0))
+            self.collectives[kind] = calls + 1, size + (kind != "barrier" and message_bytes(args, out))
+        for ref, t in storages(out).items():
+            if ref not in self.given:
+                self.made[ref] = t.untyped_storage().nbytes()
+                self.largest = max(self.largest, self.made[ref] // t.element_size())
 
-def _kept(self, result) -> int:
-    "Bytes that were made here and still live, other than the result's."
-    gc.collect(1)  # young cycles; a full collection takes a fifth of a second
-    known = storages(result)
-    return sum(size for ref, size in self.made.items() if not ref.expired() and ref not in known)
-
-Counter.note, Counter.kept = _note, _kept
+    def kept(self, result) -> int:
+        "Bytes that were made here and still live, other than the result's."
+        gc.collect(1)  # young cycles; a full collection takes a fifth of a second
+        known = storages(result)
+        return sum(size for ref, size in self.made.items() if not ref.expired() and ref not in known)
 
 @dataclass(kw_only=True)
 class Ledger:
