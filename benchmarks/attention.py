@@ -6,6 +6,7 @@ On a GPU all of them, 1k to 32k tokens, in 16 bits, at the heads of LLaMA-7B; pe
 all but xformers, up to 4k; peak memory is counted: the most bytes alive at once of all tensors that operations return. What
 needs more memory than there is gets a dash. If the results differ, there is no table.
 """
+
 import gc
 import json
 import statistics
@@ -14,11 +15,11 @@ from functools import partial
 
 import torch
 import typer
-
 from _shared import in_turns, machine, markdown, ratio
+
 from llama_course.attention import BACKENDS, attend, check_backend
-from llama_course.support.ledger import Counter
 from llama_course.support.errors import UserError
+from llama_course.support.ledger import Counter
 
 GPU = dict(lengths="1024,2048,4096,8192,16384,32768", heads=32, width=128, dtype="bfloat16")
 CPU = dict(lengths="512,1024,2048,4096", heads=4, width=64, dtype="float32")
@@ -26,6 +27,7 @@ CPU = dict(lengths="512,1024,2048,4096", heads=4, width=64, dtype="float32")
 
 class Peak(Counter):
     "The most bytes alive at once, of all that was made within it."
+
     peak = 0
 
     def note(self, *operation):
@@ -64,10 +66,17 @@ def draw(T, shape):
 def compare(shape, backends):
     "Ends the program if one of them computes something else."
     args, bound = draw(300, shape), 4 * torch.finfo(getattr(torch, shape["dtype"])).eps
-    results = {b: (out, *torch.autograd.grad(out, args[:3], args[3])) for b in backends for out in [attend(*args[:3], b)]}
+    results = {
+        b: (out, *torch.autograd.grad(out, args[:3], args[3]))
+        for b in backends
+        for out in [attend(*args[:3], b)]
+    }
     for b, own in results.items():
         for ours, first in zip(own, results[backends[0]], strict=True):
-            if not ((ours - first).float().square().mean() / first.float().square().mean()).sqrt() < bound:
+            if (
+                not ((ours - first).float().square().mean() / first.float().square().mean()).sqrt()
+                < bound
+            ):
                 sys.exit(f"the results differ: {b} and {backends[0]}.")
 
 
@@ -88,8 +97,13 @@ def measured(T, shape, backends, rounds):
     seconds = in_turns({b: partial(there_and_back, b, *args) for b in able}, rounds)
     for b in backends:
         own = seconds.get(b)
-        yield {"tokens": T, "backend": b, "seconds": statistics.median(own) if own else None,
-               "times_sdpa": ratio(own, seconds["sdpa"]) if own else None, "peak_bytes": peaks.get(b)}
+        yield {
+            "tokens": T,
+            "backend": b,
+            "seconds": statistics.median(own) if own else None,
+            "times_sdpa": ratio(own, seconds["sdpa"]) if own else None,
+            "peak_bytes": peaks.get(b),
+        }
 
 
 def main(
@@ -101,7 +115,11 @@ def main(
     as_json: bool = typer.Option(False, "--json", help="one object on standard output"),
 ):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    given = {name: value for name, value in dict(lengths=lengths, heads=heads, width=width, dtype=dtype).items() if value}
+    given = {
+        name: value
+        for name, value in dict(lengths=lengths, heads=heads, width=width, dtype=dtype).items()
+        if value
+    }
     shape = (GPU if device == "cuda" else CPU) | given | {"device": device}
     backends = []
     for b in BACKENDS:
@@ -126,13 +144,28 @@ def in_words(result, backends):
     show = lambda value, form: form.format(value) if value is not None else "-"
     for T in dict.fromkeys(row["tokens"] for row in result["table"]):
         own = {row["backend"]: row for row in result["table"] if row["tokens"] == T}
-        rows.append([f"{T:,}", f"{own['sdpa']['seconds'] * 1e3:,.1f}",
-                     *(show(own[b]["times_sdpa"], "{:.2f}") for b in others),
-                     *(show(own[b]["peak_bytes"] and own[b]["peak_bytes"] / 2**20, "{:,.0f}") for b in backends)])
-    heads = ["tokens", "sdpa, ms", *(f"{b}, times sdpa" for b in others), *(f"{b}, MiB" for b in backends)]
+        rows.append(
+            [
+                f"{T:,}",
+                f"{own['sdpa']['seconds'] * 1e3:,.1f}",
+                *(show(own[b]["times_sdpa"], "{:.2f}") for b in others),
+                *(
+                    show(own[b]["peak_bytes"] and own[b]["peak_bytes"] / 2**20, "{:,.0f}")
+                    for b in backends
+                ),
+            ]
+        )
+    heads = [
+        "tokens",
+        "sdpa, ms",
+        *(f"{b}, times sdpa" for b in others),
+        *(f"{b}, MiB" for b in backends),
+    ]
     words = "the allocator's peak" if shape["device"] == "cuda" else "peak of live tensors, counted"
-    return (f"{result['machine']}\n\nForward and backward, 1 text, {shape['heads']} heads of {shape['width']},"
-            f" {shape['dtype']}, median of {result['rounds']} rounds in turns; {words}.\n\n{markdown(heads, rows)}")
+    return (
+        f"{result['machine']}\n\nForward and backward, 1 text, {shape['heads']} heads of {shape['width']},"
+        f" {shape['dtype']}, median of {result['rounds']} rounds in turns; {words}.\n\n{markdown(heads, rows)}"
+    )
 
 
 if __name__ == "__main__":

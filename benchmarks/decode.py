@@ -10,6 +10,7 @@ llama.cpp is used if llama-cpp-python or xllamacpp is installed, from a file in 
 (16 bits: as BF16 and as F16), llama2.c if LLAMA2C names its `run` program. llama-cpp-python is compiled where it is
 installed, for this processor; xllamacpp comes compiled for any x86, without AVX-512.
 """
+
 import json
 import os
 import re
@@ -21,18 +22,17 @@ from pathlib import Path
 
 import torch
 import typer
-
 from _shared import in_turns, litgpt_twin, machine, markdown, ratio, transformers_twin
+from quantized import apart, llama_cpp, smollm
+
+from llama_course.files.hugging_face import save_hugging_face
+from llama_course.files.load import load_model, load_quantized
 from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig
 from llama_course.quantization import has_kernels
-from llama_course.rope import adjacent_to_half
-from llama_course.support.errors import UserError
 from llama_course.serving import bandwidth, step_bytes
-from llama_course.files.hugging_face import save_hugging_face
-from llama_course.files.load import load_model, load_quantized
+from llama_course.support.errors import UserError
 from llama_course.support.optional import need
-from quantized import apart, llama_cpp, smollm
 
 PROMPT = [1, 400, 33, 1025, 77, 8, 900, 61]
 
@@ -52,9 +52,17 @@ def transformers_ways(model: Llama) -> dict:
         def say(ids, n):
             tokens = torch.tensor([ids])
             with torch.no_grad():
-                out = twin.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n, do_sample=False,
-                                    cache_implementation=kind, disable_compile=True, pad_token_id=0)
-            return out[0, len(ids):].tolist()
+                out = twin.generate(
+                    tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    max_new_tokens=n,
+                    do_sample=False,
+                    cache_implementation=kind,
+                    disable_compile=True,
+                    pad_token_id=0,
+                )
+            return out[0, len(ids) :].tolist()
+
         return say
 
     return {"transformers, dynamic cache": way(None), "transformers, static cache": way("static")}
@@ -86,19 +94,45 @@ def write_gguf(model: Llama, path: Path, kind: str, end: int):
 
     gguf, c = need("gguf", "smollm"), model.config
     w = gguf.GGUFWriter(path, "llama")
-    w.add_context_length(c.max_seq_len), w.add_embedding_length(c.dim), w.add_block_count(c.n_layers)
-    w.add_feed_forward_length(c.hidden_dim), w.add_head_count(c.n_heads), w.add_head_count_kv(c.n_kv_heads)
-    w.add_layer_norm_rms_eps(c.norm_eps), w.add_rope_freq_base(c.rope_theta), w.add_vocab_size(c.vocab_size)
+    (
+        w.add_context_length(c.max_seq_len),
+        w.add_embedding_length(c.dim),
+        w.add_block_count(c.n_layers),
+    )
+    (
+        w.add_feed_forward_length(c.hidden_dim),
+        w.add_head_count(c.n_heads),
+        w.add_head_count_kv(c.n_kv_heads),
+    )
+    (
+        w.add_layer_norm_rms_eps(c.norm_eps),
+        w.add_rope_freq_base(c.rope_theta),
+        w.add_vocab_size(c.vocab_size),
+    )
     w.add_rope_dimension_count(c.head_dim), w.add_tokenizer_model("llama")
-    w.add_token_list([f"t{i}" for i in range(c.vocab_size)]), w.add_token_scores([0.0] * c.vocab_size)
+    (
+        w.add_token_list([f"t{i}" for i in range(c.vocab_size)]),
+        w.add_token_scores([0.0] * c.vocab_size),
+    )
     w.add_token_types([3 if i == end else 1 for i in range(c.vocab_size)])
     w.add_bos_token_id(end), w.add_eos_token_id(end), w.add_unk_token_id(end)
-    names = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output", "attention.wq": "attn_q",
-             "attention.wk": "attn_k", "attention.wv": "attn_v", "attention.wo": "attn_output",
-             "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up",
-             "attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
+    names = {
+        "tok_embeddings": "token_embd",
+        "norm": "output_norm",
+        "output": "output",
+        "attention.wq": "attn_q",
+        "attention.wk": "attn_k",
+        "attention.wv": "attn_v",
+        "attention.wo": "attn_output",
+        "feed_forward.w1": "ffn_gate",
+        "feed_forward.w2": "ffn_down",
+        "feed_forward.w3": "ffn_up",
+        "attention_norm": "attn_norm",
+        "ffn_norm": "ffn_norm",
+    }
     for name, t in model.state_dict().items():
-        if name == "output.weight" and c.tie_embeddings: continue
+        if name == "output.weight" and c.tie_embeddings:
+            continue
         layer, rest = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)\.weight", name).groups()
         to = f"{f'blk.{layer}.' if layer else ''}{names[rest]}.weight"
         values = t.float().numpy()
@@ -114,87 +148,195 @@ def llama_cpp_ways(model: Llama, folder: Path, text: list[int]) -> dict:
     for kind in kinds:
         write_gguf(model, path := folder / f"{kind}.gguf", kind, end)
         numbers = lambda text: [int(i) for i in re.findall(r"t(\d+)", text)]
-        if say := apart(llama_cpp, path, torch.get_num_threads(), encode=numbers): ways[f"llama.cpp, {kind}"] = say
+        if say := apart(llama_cpp, path, torch.get_num_threads(), encode=numbers):
+            ways[f"llama.cpp, {kind}"] = say
     return ways
 
 
 def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
     "The tokens a second that llama2.c's own `run` says; None where LLAMA2C names no program or the dtype is not its own."
     program, c = os.environ.get("LLAMA2C"), model.config
-    if not program or model.norm.weight.dtype != torch.float32: return None
-    state, parts = model.state_dict(), ["attention_norm", "attention.wq", "attention.wk", "attention.wv", "attention.wo",
-                                        "ffn_norm", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
+    if not program or model.norm.weight.dtype != torch.float32:
+        return None
+    state, parts = (
+        model.state_dict(),
+        [
+            "attention_norm",
+            "attention.wq",
+            "attention.wk",
+            "attention.wv",
+            "attention.wo",
+            "ffn_norm",
+            "feed_forward.w1",
+            "feed_forward.w2",
+            "feed_forward.w3",
+        ],
+    )
     sign = 1 if c.tie_embeddings else -1
     with open(folder / "model.bin", "wb") as file:
-        file.write(struct.pack("7i", c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, sign * c.vocab_size,
-                               c.max_seq_len))
+        file.write(
+            struct.pack(
+                "7i",
+                c.dim,
+                c.hidden_dim,
+                c.n_layers,
+                c.n_heads,
+                c.n_kv_heads,
+                sign * c.vocab_size,
+                c.max_seq_len,
+            )
+        )
         file.write(state["tok_embeddings.weight"].numpy().tobytes())
         for part in parts:
-            for i in range(c.n_layers): file.write(state[f"layers.{i}.{part}.weight"].numpy().tobytes())
+            for i in range(c.n_layers):
+                file.write(state[f"layers.{i}.{part}.weight"].numpy().tobytes())
         file.write(state["norm.weight"].numpy().tobytes())
         file.write(bytes(4 * c.max_seq_len * c.head_dim))  # two tables that it no longer reads
-        if sign < 0: file.write(state["output.weight"].numpy().tobytes())
+        if sign < 0:
+            file.write(state["output.weight"].numpy().tobytes())
     with open(folder / "tokenizer.bin", "wb") as file:
         file.write(struct.pack("i", 8))
-        for i in range(c.vocab_size): file.write(struct.pack("fi", 0.0, 2) + b"ab")
-    command = [program, folder / "model.bin", "-z", folder / "tokenizer.bin", "-t", "0", "-n", str(n)]
-    said = subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+        for _i in range(c.vocab_size):
+            file.write(struct.pack("fi", 0.0, 2) + b"ab")
+    command = [
+        program,
+        folder / "model.bin",
+        "-z",
+        folder / "tokenizer.bin",
+        "-t",
+        "0",
+        "-n",
+        str(n),
+    ]
+    said = subprocess.run(
+        command,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
     found = re.search(rb"tok/s: ([\d.]+)", said.stderr)
     return float(found[1]) if found else None
 
 
-def contestants(model: Llama, folder: Path, tokens: int) -> tuple[dict, list]:  # name -> say(ids, n); what was skipped
+def contestants(
+    model: Llama, folder: Path, tokens: int
+) -> tuple[dict, list]:  # name -> say(ids, n); what was skipped
     "All that can run here."
-    ours = lambda compiled: lambda ids, n: list(generate(model, ids, n, temperature=0, compiled=compiled))
-    ways, skipped = {"ours, compiled": ours(True), "ours, eager": ours(False), **transformers_ways(model)}, []
+    ours = lambda compiled: (
+        lambda ids, n: list(generate(model, ids, n, temperature=0, compiled=compiled))
+    )
+    ways, skipped = (
+        {"ours, compiled": ours(True), "ours, eager": ours(False), **transformers_ways(model)},
+        [],
+    )
     if has_kernels():
         save_hugging_face(model, folder / "ours")
         packed = load_quantized(folder / "ours", 8 * model.norm.weight.itemsize)
-        ways = {"ours, kernels": lambda ids, n: list(generate(packed, ids, n, temperature=0)), **ways}
-    else: skipped.append("ours, kernels: pip install 'llama_course[fast]'")
-    if model.config.tie_embeddings: skipped.append("litgpt: its twin here has no tied embeddings")
+        ways = {
+            "ours, kernels": lambda ids, n: list(generate(packed, ids, n, temperature=0)),
+            **ways,
+        }
     else:
-        try: ways["litgpt"] = litgpt_way(model)
-        except ImportError: skipped.append("litgpt is not installed")
-    if peers := llama_cpp_ways(model, folder, ways["ours, eager"](PROMPT, tokens)): ways |= peers
-    else: skipped.append("neither llama-cpp-python nor xllamacpp is installed")
+        skipped.append("ours, kernels: pip install 'llama_course[fast]'")
+    if model.config.tie_embeddings:
+        skipped.append("litgpt: its twin here has no tied embeddings")
+    else:
+        try:
+            ways["litgpt"] = litgpt_way(model)
+        except ImportError:
+            skipped.append("litgpt is not installed")
+    if peers := llama_cpp_ways(model, folder, ways["ours, eager"](PROMPT, tokens)):
+        ways |= peers
+    else:
+        skipped.append("neither llama-cpp-python nor xllamacpp is installed")
     return ways, skipped
 
 
-def main(size: str = "pocket", dtype: str = "float32", rounds: int = 7, tokens: int = 128, quick: bool = False,
-         as_json: bool = typer.Option(False, "--json")):
-    if quick: rounds, tokens = 2, 32
+def main(
+    size: str = "pocket",
+    dtype: str = "float32",
+    rounds: int = 7,
+    tokens: int = 128,
+    quick: bool = False,
+    as_json: bool = typer.Option(False, "--json"),
+):
+    if quick:
+        rounds, tokens = 2, 32
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype)
-    if kind is None or size not in ("pocket", "smollm"): raise UserError("--size pocket or smollm; float32 or bfloat16.")
+    if kind is None or size not in ("pocket", "smollm"):
+        raise UserError("--size pocket or smollm; float32 or bfloat16.")
     if size == "smollm":
         model = load_model(smollm(), kind)
-    else: model = pocket().to(kind)
+    else:
+        model = pocket().to(kind)
     with tempfile.TemporaryDirectory() as name:
         ways, skipped = contestants(model, Path(name), tokens)
         said = {way: say(PROMPT, tokens) for way, say in ways.items()}  # compiles as well
-        seconds = in_turns({way: lambda say=say: say(PROMPT, tokens) for way, say in ways.items()}, rounds)
+        seconds = in_turns(
+            {way: lambda say=say: say(PROMPT, tokens) for way, say in ways.items()}, rounds
+        )
         runs = [r for r in (llama2_c_rate(model, Path(name), tokens) for _ in range(rounds)) if r]
-    if not runs: skipped.append("llama2.c: LLAMA2C names no program that runs in this dtype")
-    roof, read = bandwidth(), sum(step_bytes(model.config, len(PROMPT) + tokens // 2, 1, kind.itemsize))
+    if not runs:
+        skipped.append("llama2.c: LLAMA2C names no program that runs in this dtype")
+    roof, read = (
+        bandwidth(),
+        sum(step_bytes(model.config, len(PROMPT) + tokens // 2, 1, kind.itemsize)),
+    )
     base, rows = seconds["transformers, dynamic cache"], []
     for way, found in seconds.items():
         rate = tokens / statistics.median(found)
         same = sum(a == b for a, b in zip(said[way], said["ours, eager"]))
-        rows.append({"name": way, "tokens_per_second": rate, "times_transformers": ratio(base, found),
-                     "of_bandwidth": rate * read / roof, "same_tokens": same})
+        rows.append(
+            {
+                "name": way,
+                "tokens_per_second": rate,
+                "times_transformers": ratio(base, found),
+                "of_bandwidth": rate * read / roof,
+                "same_tokens": same,
+            }
+        )
     if runs:
         rate = statistics.median(runs)
-        rows.append({"name": "llama2.c (not in turns)", "tokens_per_second": rate, "times_transformers":
-                     rate * statistics.median(base) / tokens, "of_bandwidth": rate * read / roof, "same_tokens": None})
-    facts = {"machine": machine(), "size": size, "dtype": dtype, "bandwidth": roof, "bytes_per_token": read}
-    if as_json: print(json.dumps(facts | {"tokens": tokens, "rows": rows, "skipped": skipped})); return
-    print(f"{machine()}\n{size}, {dtype}, {tokens} tokens, {rounds} rounds in turns; memory {roof / 1e9:.1f} GB/s,"
-          f" {read / 1e6:.0f} MB a token\n")
+        rows.append(
+            {
+                "name": "llama2.c (not in turns)",
+                "tokens_per_second": rate,
+                "times_transformers": rate * statistics.median(base) / tokens,
+                "of_bandwidth": rate * read / roof,
+                "same_tokens": None,
+            }
+        )
+    facts = {
+        "machine": machine(),
+        "size": size,
+        "dtype": dtype,
+        "bandwidth": roof,
+        "bytes_per_token": read,
+    }
+    if as_json:
+        print(json.dumps(facts | {"tokens": tokens, "rows": rows, "skipped": skipped}))
+        return
+    print(
+        f"{machine()}\n{size}, {dtype}, {tokens} tokens, {rounds} rounds in turns; memory {roof / 1e9:.1f} GB/s,"
+        f" {read / 1e6:.0f} MB a token\n"
+    )
     heads = ["", "tokens/s", "times transformers", "of the bandwidth", "tokens as ours, eager"]
-    print(markdown(heads, [[r["name"], f"{r['tokens_per_second']:.1f}", f"{r['times_transformers']:.2f}",
-                            f"{r['of_bandwidth']:.0%}", "-" if r["same_tokens"] is None else f"{r['same_tokens']}/{tokens}"]
-                           for r in rows]))
-    for line in skipped: print(f"\nskipped: {line}")
+    print(
+        markdown(
+            heads,
+            [
+                [
+                    r["name"],
+                    f"{r['tokens_per_second']:.1f}",
+                    f"{r['times_transformers']:.2f}",
+                    f"{r['of_bandwidth']:.0%}",
+                    "-" if r["same_tokens"] is None else f"{r['same_tokens']}/{tokens}",
+                ]
+                for r in rows
+            ],
+        )
+    )
+    for line in skipped:
+        print(f"\nskipped: {line}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ All have the same tokenizer, the same batches and the same held-out documents. T
 and only the seconds of their own steps count (loading the batch too; compiling and the first two steps do not).
 Ours has the recipe's peak learning rate, the others that of RATES; --grid gives every contestant each rate of GRID.
 """
+
 import json
 import math
 import sys
@@ -23,17 +24,17 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 import typer
+from _shared import Logits, machine, markdown
 from torch import nn
 
-from _shared import Logits, machine, markdown
 from llama_course.attention import attend
 from llama_course.data import shakespeare, standard_library
 from llama_course.files.run import RunFolder
 from llama_course.launch.demo import DEMO, WARMUP, make_shards, make_tokenizer
-from llama_course.model import Llama, LlamaConfig, hugging_face_settings
-from llama_course.optimizer import cosine_lr
 from llama_course.launch.machine import can_compile, has_bfloat16
 from llama_course.launch.texts import divide
+from llama_course.model import Llama, LlamaConfig, hugging_face_settings
+from llama_course.optimizer import cosine_lr
 from llama_course.training import Recipe, Step, bits_per_byte, make_loader
 
 warnings.filterwarnings("ignore", message=".*complex operators.*")
@@ -85,7 +86,10 @@ def gpt2_of_size(config, seq_len, wanted):
     c = config
     make = lambda dim: Gpt2(dim, c.n_layers, c.n_heads, c.vocab_size, seq_len)
     with torch.device("meta"):
-        dim = min(range(c.n_heads * 16, 2 * c.dim, c.n_heads * 8), key=lambda d: abs(count(make(d)) - wanted))
+        dim = min(
+            range(c.n_heads * 16, 2 * c.dim, c.n_heads * 8),
+            key=lambda d: abs(count(make(d)) - wanted),
+        )
     return make(dim)
 
 
@@ -102,14 +106,19 @@ class Contestant:
         if name == "transformers":
             from transformers import LlamaConfig as HfConfig
             from transformers import LlamaForCausalLM
+
             self.model = Logits(LlamaForCausalLM(HfConfig(**hugging_face_settings(config))))
             self.step = TrainerStep(self.model)
             self.schedule = lambda share: lr * (1 - share)
             return
         ours = Llama(config)
         self.model = ours if name == "ours" else gpt2_of_size(config, recipe.seq_len, count(ours))
-        self.step = Step(self.model, recipe if name == "ours" else replace(recipe, attention=None))  # GPT-2 has its own
-        self.schedule = lambda share: cosine_lr(int(share * 10_000), 10_000, lr, int(WARMUP * 10_000))
+        self.step = Step(
+            self.model, recipe if name == "ours" else replace(recipe, attention=None)
+        )  # GPT-2 has its own
+        self.schedule = lambda share: cosine_lr(
+            int(share * 10_000), 10_000, lr, int(WARMUP * 10_000)
+        )
 
     def warm_up(self, batch):
         "Compiles; leaves weights and optimizer as they were."
@@ -135,7 +144,12 @@ class TrainerStep:
     def __call__(self, batch, lr):
         self.optimizer.param_groups[0]["lr"] = lr
         hf = self.model.model
-        loss = hf(batch[:, :-1], labels=batch[:, :-1], shift_labels=batch[:, 1:].contiguous(), use_cache=False).loss
+        loss = hf(
+            batch[:, :-1],
+            labels=batch[:, :-1],
+            shift_labels=batch[:, 1:].contiguous(),
+            use_cache=False,
+        ).loss
         loss.backward()
         norm = nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
         self.optimizer.step()
@@ -162,8 +176,14 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         tokenizer, shards, held_out = prepare(folder)
         config = LlamaConfig.from_name(DEMO["model"], vocab_size=tokenizer.vocab_size)
-        recipe = Recipe(1, DEMO["proportions"], seed=seed, compile=can_compile(),
-                        precision="bfloat16" if has_bfloat16() else "float32", attention="rows")
+        recipe = Recipe(
+            1,
+            DEMO["proportions"],
+            seed=seed,
+            compile=can_compile(),
+            precision="bfloat16" if has_bfloat16() else "float32",
+            attention="rows",
+        )
         rates = {"ours": recipe.lr, **RATES}
         chosen = [(name, lr) for name in rates for lr in (GRID if grid else [rates[name]])]
         runs = [Contestant(name, lr, config, recipe) for name, lr in chosen]
@@ -172,10 +192,14 @@ def main(
             one.warm_up(loader.batch(0))
         budget = 60 * minutes
         for turn in range(math.ceil(budget / TURN)):
-            for one in runs[turn % len(runs):] + runs[: turn % len(runs)]:
+            for one in runs[turn % len(runs) :] + runs[: turn % len(runs)]:
                 one.train(loader, min(budget, TURN * (turn + 1)), budget)
-            print(f"{runs[0].seconds:.0f} of {budget:.0f} s: "
-                  + ", ".join(f"{one.name} {one.last:.2f}" for one in runs), file=sys.stderr, flush=True)
+            print(
+                f"{runs[0].seconds:.0f} of {budget:.0f} s: "
+                + ", ".join(f"{one.name} {one.last:.2f}" for one in runs),
+                file=sys.stderr,
+                flush=True,
+            )
         table = [judge(one, recipe, held_out) for one in runs]
     result = {"machine": machine(), "minutes": minutes, "seed": seed, "contestants": table}
     print(json.dumps(result, indent=1) if as_json else in_words(result))
@@ -183,19 +207,47 @@ def main(
 
 def judge(run, recipe, held_out):
     "What a contestant did in its seconds."
-    bits = {source: bits_per_byte(run.model, shard.tokens, shard.text_bytes, recipe.seq_len)
-            for source, shard in held_out.items()}
+    bits = {
+        source: bits_per_byte(run.model, shard.tokens, shard.text_bytes, recipe.seq_len)
+        for source, shard in held_out.items()
+    }
     tokens = run.steps * recipe.batch_size * recipe.seq_len
-    return {"name": run.name, "parameters": count(run.model), "lr": run.lr, "steps": run.steps, "tokens": tokens,
-            "seconds": run.seconds, "bits_per_byte": bits, "mean": sum(bits.values()) / len(bits)}
+    return {
+        "name": run.name,
+        "parameters": count(run.model),
+        "lr": run.lr,
+        "steps": run.steps,
+        "tokens": tokens,
+        "seconds": run.seconds,
+        "bits_per_byte": bits,
+        "mean": sum(bits.values()) / len(bits),
+    }
 
 
 def in_words(result):
     "The result as Markdown."
     sources = list(result["contestants"][0]["bits_per_byte"])
-    rows = [[c["name"], f"{c['parameters']:,}", f"{c['lr']:g}", f"{c['tokens'] / 1e6:.2f}", f"{c['seconds']:.1f}",
-             *(f"{c['bits_per_byte'][s]:.3f}" for s in sources), f"**{c['mean']:.3f}**"] for c in result["contestants"]]
-    heads = ["", "parameters", "peak rate", "million tokens", "seconds", *sources, "mean bits a byte"]
+    rows = [
+        [
+            c["name"],
+            f"{c['parameters']:,}",
+            f"{c['lr']:g}",
+            f"{c['tokens'] / 1e6:.2f}",
+            f"{c['seconds']:.1f}",
+            *(f"{c['bits_per_byte'][s]:.3f}" for s in sources),
+            f"**{c['mean']:.3f}**",
+        ]
+        for c in result["contestants"]
+    ]
+    heads = [
+        "",
+        "parameters",
+        "peak rate",
+        "million tokens",
+        "seconds",
+        *sources,
+        "mean bits a byte",
+    ]
     return f"{result['machine']}\n\n{result['minutes']:g} minutes each, seed {result['seed']}\n\n{markdown(heads, rows)}"
 
 

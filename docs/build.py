@@ -2,7 +2,8 @@
 
 Every notebook becomes a page at the same place as in the project: links between notebooks work in
 both. nbdev's processors prepare them. Its own list for a site shows a signature in place of an
-exported cell; here the code of the library is what the reader came for, so exported cells stay, marked as such.
+exported cell; here the code of the library is what the reader came for, so exported cells stay,
+marked as such.
 """
 
 import re
@@ -91,13 +92,13 @@ def write_pages():
     shutil.rmtree(PAGES, ignore_errors=True)
     folders = ["nbs", "exercises"]
     sources = [path for folder in folders for path in sorted((ROOT / folder).glob("[!_.]*.ipynb"))]
-    sources += [path for path in [DOCS / "benchmarks.md"] if path.exists()]
+    sources += [DOCS / "benchmarks.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
     names = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sources]
     api = write_api(PAGES / "api")
     contents = menu(
         [name for name in names if re.match(r"nbs/\d", name)],
         [name for name in names if name.startswith("exercises/")],
-        [name for name in names if name.startswith("docs/")] + api,
+        [name for name in names if not name.startswith(("nbs/", "exercises/"))] + api,
     )
     for path in sources:
         write_page(path, contents)

@@ -1,4 +1,5 @@
 "Shared by the tests: the browser, and the rule that continuous integration has one."
+
 import os
 import shutil
 import signal
@@ -10,13 +11,15 @@ import pytest
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# With several workers a file goes to one of them as a whole. The longest begin, or everybody waits for the last one;
-# what pytest-xdist would put first are the files with the most tests, and the slowest have few.
-LONGEST = "grading exercises demo launch fault_tolerance files site parallel quantization generation serving cli".split()
+# With several workers a file goes to one of them as a whole. The longest begin, or everybody waits
+# for the last one; what pytest-xdist would put first are the files with the most tests.
+LONGEST = """grading exercises demo launch fault_tolerance files site parallel quantization generation
+workers finetuning serving cli""".split()
 
 
 def pytest_configure(config):
-    if hasattr(config.option, "loadscopereorder"): config.option.loadscopereorder = False
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
@@ -25,8 +28,14 @@ def pytest_collection_modifyitems(items):
 
 
 # No service of the browser's own may call out: a request to another host is then the page's fault.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--no-first-run"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +47,7 @@ def browser():
         reason = f"no browser: none of {', '.join(names)} is installed"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_course.bigram import Bigram, count_pairs, nats_to_bits
 
+from llama_course.bigram import Bigram, count_pairs, nats_to_bits
 from llama_course.training import bits_per_byte
 
 V = 5

@@ -1,4 +1,5 @@
 "What layers keep, counted; three modes; and the same gradients in all of them."
+
 import copy
 import functools
 import json
@@ -11,19 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from training_run import make
 
 from llama_course import attention
 from llama_course.checkpointing import (
-    MODES, Attended, apply_checkpointing, by_hand, by_policy, layer_bytes, linear_backward, rms_norm_backward,
-    swiglu_backward)
+    MODES,
+    Attended,
+    apply_checkpointing,
+    by_hand,
+    by_policy,
+    layer_bytes,
+    linear_backward,
+    rms_norm_backward,
+    swiglu_backward,
+)
 from llama_course.generation import generate
-from llama_course.support.ledger import ledger, saved_tensors
+from llama_course.launch.run import train_in_folder
 from llama_course.model import Block, Llama, LlamaConfig, Parts
 from llama_course.rope import rotary_table
 from llama_course.support.errors import UserError
-from llama_course.launch.run import train_in_folder
+from llama_course.support.ledger import ledger, saved_tensors
 from llama_course.training import Recipe, Step
-from training_run import make
 
 WAYS = {"full": ("full",), "by hand": ("selective", "hand"), "by policy": ("selective", "policy")}
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -31,8 +40,11 @@ ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 def small_block(n_kv_heads=2, dtype=torch.float64, backend="sdpa"):
     torch.manual_seed(1)
-    block = Block(LlamaConfig(32, 1, 4, n_kv_heads=n_kv_heads, vocab_size=10, hidden_dim=48)).to(dtype)
-    for norm in (block.attention_norm, block.ffn_norm): nn.init.uniform_(norm.weight, 0.5, 1.5)
+    block = Block(LlamaConfig(32, 1, 4, n_kv_heads=n_kv_heads, vocab_size=10, hidden_dim=48)).to(
+        dtype
+    )
+    for norm in (block.attention_norm, block.ffn_norm):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
     block.attention.backend = backend
     return block, torch.randn(2, 9, 32, dtype=dtype), rotary_table(8, 9)
 
@@ -54,8 +66,10 @@ def test_gradients_are_those_of_plain_autograd(way, n_kv_heads, backend):
     block, x, table = small_block(n_kv_heads, backend=backend)
     plain = gradients(block, block, x, table)
     again = gradients(apply_checkpointing(block, *way), block, x, table)
-    for a, b in zip(again, plain): torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    if way != WAYS["by hand"]: assert all(torch.equal(a, b) for a, b in zip(again, plain))
+    for a, b in zip(again, plain):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    if way != WAYS["by hand"]:
+        assert all(torch.equal(a, b) for a, b in zip(again, plain))
 
 
 def test_gradcheck_by_differences_of_values():
@@ -63,14 +77,17 @@ def test_gradcheck_by_differences_of_values():
     x = x[:1, :5].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: by_hand(block, x, table[:5]), x)
     weight = block.feed_forward.w1.weight
-    assert torch.autograd.gradcheck(lambda w: by_hand(block, x, table[:5]), weight, atol=1e-4, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda w: by_hand(block, x, table[:5]), weight, atol=1e-4, fast_mode=True
+    )
 
 
 def test_a_second_derivative_is_refused_by_hand():
     block, x, table = small_block()
     x.requires_grad_()
-    first, = torch.autograd.grad(by_hand(block, x, table).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError): torch.autograd.grad(first.sum(), x)
+    (first,) = torch.autograd.grad(by_hand(block, x, table).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.sum(), x)
 
 
 def test_the_pieces_against_autograd():
@@ -84,7 +101,9 @@ def test_the_pieces_against_autograd():
     torch.testing.assert_close(rms_norm_backward(g, x, w[0, 0], 1e-3), truth(norm, x, w[0, 0]))
     torch.testing.assert_close(swiglu_backward(g, x, w), truth(lambda a, b: F.silu(a) * b, x, w))
     matrix = w[0]
-    torch.testing.assert_close(linear_backward(g[..., :6], x, matrix), truth(lambda x, w: x @ w.T, x, matrix))
+    torch.testing.assert_close(
+        linear_backward(g[..., :6], x, matrix), truth(lambda x, w: x @ w.T, x, matrix)
+    )
 
 
 @pytest.mark.parametrize("cast", [False, True], ids=["16-bit weights", "mixed precision"])
@@ -96,7 +115,8 @@ def test_sixteen_bits_are_as_accurate_as_autograds(way, cast):
 
     def errors():
         leaf = x.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=cast): y = block(leaf, table)
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            y = block(leaf, table)
         arriving = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         found = y, *torch.autograd.grad(y, [leaf, *block.parameters()], arriving)
         assert all(f.dtype == x.dtype for f in found)
@@ -146,7 +166,12 @@ def test_bytes_of_the_papers_sizes(name, gib):
         assert math.isclose(counted[mode], layer_bytes(config, 2048, mode), rel_tol=1e-3), mode
     assert round(config.n_layers * counted["full"] / 2**30, 2) == gib
     f = config.hidden_dim / config.dim
-    for mode, factor in {"none": 24 + 8 * f, "selective": 12 + 4 * f, "needed": 16 + 6 * f, "full": 2}.items():
+    for mode, factor in {
+        "none": 24 + 8 * f,
+        "selective": 12 + 4 * f,
+        "needed": 16 + 6 * f,
+        "full": 2,
+    }.items():
         assert math.isclose(layer_bytes(config, 2048, mode), factor * x.numel(), rel_tol=0.02), mode
 
 
@@ -163,8 +188,12 @@ def test_the_list_names_what_the_ledger_counts(dtype):
     block, x, table = small_block(dtype=dtype)
     x.requires_grad_()
     rows = saved_tensors(block, x, table)
-    assert sum(row.bytes for row in rows if row.whose == "made") == ledger(block, x, table).saved_bytes
-    assert any("RMSNorm.forward" in row.where for row in rows) and any("FeedForward" in row.where for row in rows)
+    assert (
+        sum(row.bytes for row in rows if row.whose == "made") == ledger(block, x, table).saved_bytes
+    )
+    assert any("RMSNorm.forward" in row.where for row in rows) and any(
+        "FeedForward" in row.where for row in rows
+    )
 
 
 def flops(run, *args):
@@ -181,14 +210,21 @@ def test_flops_of_a_layer_of_7b():
     assert 1 < flops(functools.partial(by_policy, block, attention=False), x, table) / none < 1.03
     apply_checkpointing(block, "full")
     assert 1.2 < flops(block, x, table) / none < 4 / 3
-    with set_checkpoint_early_stop(False): assert 1.32 < flops(block, x, table) / none < 4 / 3
+    with set_checkpoint_early_stop(False):
+        assert 1.32 < flops(block, x, table) / none < 4 / 3
 
 
 def test_by_hand_and_by_policy_keep_the_same():
     block, x, table = small_block(4, torch.bfloat16)
     x.requires_grad_()
-    kept = [ledger(apply_checkpointing(block, "selective", by), x, table).saved_bytes for by in ("hand", "policy")]
-    assert kept[0] == kept[1] + 4 and kept[0] < 0.6 * ledger(apply_checkpointing(block, "none"), x, table).saved_bytes
+    kept = [
+        ledger(apply_checkpointing(block, "selective", by), x, table).saved_bytes
+        for by in ("hand", "policy")
+    ]
+    assert (
+        kept[0] == kept[1] + 4
+        and kept[0] < 0.6 * ledger(apply_checkpointing(block, "none"), x, table).saved_bytes
+    )
 
 
 def test_nothing_stays_behind_after_the_way_back():
@@ -197,7 +233,8 @@ def test_nothing_stays_behind_after_the_way_back():
     x.requires_grad_()
     y = by_hand(block, x, table)
     y.sum().backward()
-    with pytest.raises(RuntimeError, match="second time"): y.sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
 
 
 def test_the_graph_of_attention_holds_no_tensor():
@@ -234,13 +271,15 @@ def test_a_model_from_outside(way, tied):
 
     plain, before = grads(), list(generate(model.eval(), [1, 2, 3], 8, temperature=0))
     assert apply_checkpointing(model, *way) is model
-    for a, b in zip(grads(), plain): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+    for a, b in zip(grads(), plain):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
     assert list(model.state_dict()) == names
     assert list(generate(model, [1, 2, 3], 8, temperature=0)) == before
     twin = copy.deepcopy(model)
     twin.layers[0].attention.wq.weight.data.zero_()
     assert not torch.equal(twin(tokens), model(tokens))  # a copy runs its own weights
-    for mode in MODES: apply_checkpointing(model, mode)
+    for mode in MODES:
+        apply_checkpointing(model, mode)
     apply_checkpointing(model, "none")
     assert {type(layer) for layer in model.layers} == {Block}
 
@@ -249,7 +288,8 @@ def test_without_gradients_and_with_a_cache_nothing_changes():
     block, x, table = small_block()
     plain = block(x, table)
     apply_checkpointing(block, "selective")
-    with torch.no_grad(): assert torch.equal(block(x, table), plain)
+    with torch.no_grad():
+        assert torch.equal(block(x, table), plain)
 
     class Seen:
         def update(self, k, v):
@@ -263,8 +303,10 @@ def test_without_gradients_and_with_a_cache_nothing_changes():
 
 def test_a_bias_or_another_map_gets_the_policy():
     "The hand-written pass knows nine weights: a tenth would silently have no gradient."
+
     class Doubled(nn.Linear):
-        def forward(self, x): return 2 * super().forward(x)
+        def forward(self, x):
+            return 2 * super().forward(x)
 
     for new in (nn.Linear(32, 32), Doubled(32, 32, bias=False)):
         model = Llama(LlamaConfig(32, 1, 4, vocab_size=50, hidden_dim=48)).double()
@@ -281,7 +323,9 @@ def test_positions_and_masks_go_through(mode):
     model = Llama(LlamaConfig(32, 2, 4, 2, vocab_size=50, hidden_dim=48)).double()
     tokens, positions = torch.randint(50, (2, 2, 9))
     mask = torch.eye(9, dtype=torch.bool) | (torch.rand(2, 9, 9) < 0.5)
-    run = lambda: torch.autograd.grad(model(tokens, positions, mask).logsumexp(-1).mean(), list(model.parameters()))
+    run = lambda: torch.autograd.grad(
+        model(tokens, positions, mask).logsumexp(-1).mean(), list(model.parameters())
+    )
     plain = run()
     apply_checkpointing(model, *mode)
     torch.testing.assert_close(run(), plain)
@@ -293,7 +337,8 @@ def test_parts_of_your_own_get_the_policy():
             super().__init__()
             self.up, self.down = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
 
-        def forward(self, x): return self.down(F.gelu(self.up(x)))
+        def forward(self, x):
+            return self.down(F.gelu(self.up(x)))
 
     for parts in (Parts(norm=nn.LayerNorm), Parts(feed_forward=OwnFeedForward)):
         model = Llama(LlamaConfig(32, 1, 4, vocab_size=50, hidden_dim=48), parts).double()
@@ -304,13 +349,17 @@ def test_parts_of_your_own_get_the_policy():
         assert all(map(torch.equal, plain, again))
 
 
-@pytest.mark.parametrize("call, text", [
-    (lambda: apply_checkpointing(model_of(), "half"), "none, full, selective"),
-    (lambda: apply_checkpointing(model_of(), "selective", "foot"), "by hand or by policy"),
-    (lambda: apply_checkpointing(nn.Linear(2, 2), "full"), "no Block"),
-])
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda: apply_checkpointing(model_of(), "half"), "none, full, selective"),
+        (lambda: apply_checkpointing(model_of(), "selective", "foot"), "by hand or by policy"),
+        (lambda: apply_checkpointing(nn.Linear(2, 2), "full"), "no Block"),
+    ],
+)
 def test_mistakes_are_told_in_one_line(call, text):
-    with pytest.raises(UserError) as error: call()
+    with pytest.raises(UserError) as error:
+        call()
     assert text in str(error.value) and "\n" not in str(error.value)
 
 
@@ -322,11 +371,16 @@ def test_training_with_each_mode_gives_the_same_losses(tmp_path):
     for mode in MODES:
         model, shards, recipe = make(tmp_path, steps=4, checkpointing=mode)
         train_in_folder(model, shards, recipe, tmp_path / mode)
-        assert type(model.layers[0]).__name__ == {"none": "Block", "full": "FullBlock", "selective": "ByHandBlock"}[mode]
+        assert (
+            type(model.layers[0]).__name__
+            == {"none": "Block", "full": "FullBlock", "selective": "ByHandBlock"}[mode]
+        )
         lines = (tmp_path / mode / "metrics.jsonl").read_text().splitlines()
         losses[mode] = [json.loads(line)["loss"] for line in lines]
     assert losses["full"] == losses["none"]
-    assert all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(losses["selective"], losses["none"]))
+    assert all(
+        math.isclose(a, b, rel_tol=1e-5) for a, b in zip(losses["selective"], losses["none"])
+    )
 
 
 def test_a_recipe_without_a_mode_leaves_the_model_as_it_is():
@@ -337,32 +391,64 @@ def test_a_recipe_without_a_mode_leaves_the_model_as_it_is():
 
 def test_the_command_names_a_wrong_mode(tmp_path):
     (tmp_path / "a.txt").write_text("To be, or not to be. " * 50)
-    command = [sys.executable, "-m", "llama_course.command.cli", "train", str(tmp_path / "a.txt"), "--run", str(tmp_path / "run"),
-               "--steps", "1", "--checkpointing", "half"]
+    command = [
+        sys.executable,
+        "-m",
+        "llama_course.command.cli",
+        "train",
+        str(tmp_path / "a.txt"),
+        "--run",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+        "--checkpointing",
+        "half",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "none, full, selective" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert (
+        done.returncode == 2
+        and "none, full, selective" in done.stderr
+        and done.stderr.count("\n") == 1
+    ), done.stderr
 
 
 # ---------------------------------------------------------------- the method, on published numbers
 
 
-@pytest.mark.parametrize("h, a, t, tensor_parallel", [
-    (6144, 64, 8, 26.333), (12288, 96, 8, 23.0), (20480, 128, 8, 21.0), (25600, 160, 8, 21.0), (6144, 64, 1, 140.667)])
+@pytest.mark.parametrize(
+    "h, a, t, tensor_parallel",
+    [
+        (6144, 64, 8, 26.333),
+        (12288, 96, 8, 23.0),
+        (20480, 128, 8, 21.0),
+        (25600, 160, 8, 21.0),
+        (6144, 64, 1, 140.667),
+    ],
+)
 def test_korthikantis_table(h, a, t, tensor_parallel):
     "The layer of GPT, one GPU's share of it: sbh (10 + 24/t + 5as/(ht)). (Korthikanti et al. 2022, Table 2)"
-    def dropout(x): return torch.native_dropout(x, 0.1, True)[0]
 
-    def core(q, k, v): return dropout((q @ k.mT / 8).softmax(-1)) @ v
+    def dropout(x):
+        return torch.native_dropout(x, 0.1, True)[0]
+
+    def core(q, k, v):
+        return dropout((q @ k.mT / 8).softmax(-1)) @ v
 
     def layer(x, recompute):
-        run = functools.partial(checkpoint, core, use_reentrant=False, preserve_rng_state=False) if recompute else core
+        run = (
+            functools.partial(checkpoint, core, use_reentrant=False, preserve_rng_state=False)
+            if recompute
+            else core
+        )
         n = F.layer_norm(x * 1, (h,))
         q, k, v = ((n @ w).unflatten(-1, (-1, h // a)).transpose(1, 2) for w in (wq, wk, wv))
         x = x + dropout(run(q, k, v).transpose(1, 2).flatten(-2) @ wo)
         return x + dropout(F.gelu(F.layer_norm(x * 1, (h,)) @ up) @ down)
 
     shapes = [(h, h // t)] * 3 + [(h // t, h), (h, 4 * h // t), (4 * h // t, h)]
-    wq, wk, wv, wo, up, down = (torch.empty(s, dtype=torch.bfloat16, device="meta", requires_grad=True) for s in shapes)
+    wq, wk, wv, wo, up, down = (
+        torch.empty(s, dtype=torch.bfloat16, device="meta", requires_grad=True) for s in shapes
+    )
     x = torch.empty(1, 2048, h, dtype=torch.bfloat16, device="meta", requires_grad=True)
     for recompute, want in ((False, tensor_parallel), (True, 10 + 24 / t)):
         measured = ledger(layer, x, recompute, backward=False).saved_bytes / x.numel()

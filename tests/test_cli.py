@@ -3,11 +3,13 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +33,8 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     Llama(LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=300, max_seq_len=64)).save(folder)
     write_json(
-        folder / "run.json", {"format": RUN_FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}}
+        folder / "run.json",
+        {"format": RUN_FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}},
     )
     return folder
 
@@ -284,6 +287,12 @@ def test_grade_what_is_no_notebook(call, tmp_path):
     refused(call("grade", tmp_path))
 
 
+def test_doctor_knows_every_extra():
+    settings = (Path(__file__).parents[1] / "settings.ini").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^(\w+)_requirements", settings, re.MULTILINE))
+    assert {extra for _, extra in doctor.PACKAGES.values()} == extras - {"docs", "bench"}
+
+
 def test_doctor(call):
     status, out, err = call("doctor")
     assert status == 0 and not err and "Python" in out and "torch" in out and "xformers" in out
@@ -335,7 +344,8 @@ def test_ctrl_c_in_the_middle_of_a_text(tmp_path):
         folder
     )
     write_json(
-        folder / "run.json", {"format": RUN_FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}}
+        folder / "run.json",
+        {"format": RUN_FORMAT, "tokenizer": tokenizer.fingerprint, "settings": {}},
     )
     process = subprocess.Popen(
         [*BASE, "generate", "--run", folder, "--tokens", "2000", "To be"],

@@ -1,4 +1,5 @@
 "The instrument: counts by hand, PyTorch's own counters, and what hooks do not see."
+
 import gc
 import json
 import subprocess
@@ -24,7 +25,8 @@ class Hidden(torch.autograd.Function):
         return ctx.hidden * 1
 
     @staticmethod
-    def backward(ctx, grad): return grad * ctx.hidden
+    def backward(ctx, grad):
+        return grad * ctx.hidden
 
 
 KEPT = []
@@ -33,7 +35,11 @@ KEPT = []
 def cases():
     yield "relu keeps its result", lambda x: F.relu(x), 0
     yield "exp, then a sum", lambda x: x.exp().sum(), 4000
-    yield "two views of one tensor", lambda x: (lambda y: y.view(10, 100) * y.view(10, 100))(x + 1), 4000
+    yield (
+        "two views of one tensor",
+        lambda x: (lambda y: y.view(10, 100) * y.view(10, 100))(x + 1),
+        4000,
+    )
     yield "float64 takes twice the bytes", lambda x: (x.double() ** 2).sum(), 8000
     yield "sixteen bits take half", lambda x: (x.bfloat16() + 1).square().sum(), 2000
     yield "hidden on ctx", Hidden.apply, 4000
@@ -41,11 +47,15 @@ def cases():
     yield "a small view holds all of it", lambda x: (x + 1)[:1].square(), 4000
     yield "made and dropped", lambda x: (x.detach() + 1).sum() + x.sum(), 0
     yield "changed in place", lambda x: (x + 1).mul_(2).add_(1), 0
-    again = lambda x: checkpoint(lambda x: x.sin().cos().tan(), x, use_reentrant=False, preserve_rng_state=False)
+    again = lambda x: checkpoint(
+        lambda x: x.sin().cos().tan(), x, use_reentrant=False, preserve_rng_state=False
+    )
     yield "checkpointed", again, 0
 
 
-@pytest.mark.parametrize("function, expected", [pytest.param(*case[1:], id=case[0]) for case in cases()])
+@pytest.mark.parametrize(
+    "function, expected", [pytest.param(*case[1:], id=case[0]) for case in cases()]
+)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_bytes_that_stay_are_counted_wherever_they_are(function, expected, device):
     KEPT.clear()
@@ -55,12 +65,19 @@ def test_bytes_that_stay_are_counted_wherever_they_are(function, expected, devic
 
 
 def test_what_python_makes_is_made():
-    assert ledger(lambda x: x * torch.tensor([2.0] * 1000), torch.ones(1000, requires_grad=True)).saved_bytes == 4000
+    assert (
+        ledger(
+            lambda x: x * torch.tensor([2.0] * 1000), torch.ones(1000, requires_grad=True)
+        ).saved_bytes
+        == 4000
+    )
 
 
 def test_weights_are_nobodys_doing():
     layer, x = nn.Linear(30, 20), torch.randn(7, 30, requires_grad=True)
-    assert ledger(layer, x).saved_bytes == 0  # the product keeps a view of the weight, which was there before
+    assert (
+        ledger(layer, x).saved_bytes == 0
+    )  # the product keeps a view of the weight, which was there before
     assert ledger(lambda x: layer(layer(x) @ layer.weight), x).saved_bytes == 4 * (7 * 20 + 7 * 30)
 
 
@@ -77,17 +94,26 @@ def test_products_by_hand_and_by_pytorch(shapes):
     book = ledger(lambda x, w: x @ w, x, w)
     assert (book.flops, book.backward_flops) == (2 * a * b * c, 4 * a * b * c)
     assert book.largest_tensor == max(a * b, b * c, a * c)
-    with FlopCounterMode(display=False) as theirs: (x @ w).sum().backward()
+    with FlopCounterMode(display=False) as theirs:
+        (x @ w).sum().backward()
     assert theirs.get_total_flops() == book.flops + book.backward_flops
 
 
 def test_a_whole_model_agrees_with_pytorchs_counter():
     from transformers import LlamaConfig, LlamaForCausalLM
-    config = LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50, intermediate_size=40,
-                         attn_implementation="eager")
+
+    config = LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=50,
+        intermediate_size=40,
+        attn_implementation="eager",
+    )
     model, tokens = LlamaForCausalLM(config), torch.zeros(2, 9, dtype=torch.long)
     book = ledger(lambda tokens: model(tokens, use_cache=False).logits, tokens)
-    with FlopCounterMode(display=False) as theirs: model(tokens, use_cache=False).logits.sum().backward()
+    with FlopCounterMode(display=False) as theirs:
+        model(tokens, use_cache=False).logits.sum().backward()
     assert theirs.get_total_flops() == book.flops + book.backward_flops
     matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1) - 50 * 32
     attention = 2 * 2 * 2 * 2 * 9 * 9 * 32  # layers, products, operations, sequences, scores, width
@@ -98,16 +124,20 @@ def test_a_whole_model_agrees_with_pytorchs_counter():
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_fused_attention_is_not_free(mode):
     q, k = torch.randn(2, 3, 10, 8), torch.randn(2, 3, 12, 8)
-    with mode(), Counter(q, k) as count: F.scaled_dot_product_attention(q, k, k)
+    with mode(), Counter(q, k) as count:
+        F.scaled_dot_product_attention(q, k, k)
     assert count.flops == 2 * 2 * 2 * 3 * 10 * 12 * 8
-    with mode(), Counter(q, k) as count: F.linear(q, k[0, 0])
+    with mode(), Counter(q, k) as count:
+        F.linear(q, k[0, 0])
     assert count.flops == 2 * q.numel() * 12
 
 
 def test_fused_attention_backward():
     q = torch.randn(1, 2, 16, 8, requires_grad=True)
     book = ledger(lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=True), q)
-    assert book.backward_flops == 2.5 * book.flops == 2.5 * 4 * 2 * 16 * 16 * 8  # scores once more, then four products
+    assert (
+        book.backward_flops == 2.5 * book.flops == 2.5 * 4 * 2 * 16 * 16 * 8
+    )  # scores once more, then four products
     assert set(FORMULAS) > {torch.ops.aten.mm, torch.ops.aten.bmm}
 
 
@@ -116,21 +146,28 @@ def test_the_t_by_t_matrix_is_seen():
     naive = ledger(lambda q: (q @ q.mT).softmax(-1) @ q, q)
     fused = ledger(lambda q: F.scaled_dot_product_attention(q, q, q), q)
     assert naive.largest_tensor == 2500 and fused.largest_tensor == 200
-    assert naive.saved_bytes >= 4 * 2500 > fused.saved_bytes == 4 * 50  # the log-sum-exp of each row
+    assert (
+        naive.saved_bytes >= 4 * 2500 > fused.saved_bytes == 4 * 50
+    )  # the log-sum-exp of each row
 
 
 def test_the_same_counts_every_time_and_on_the_meta_device():
     def run(device):
         torch.manual_seed(0)
         with torch.device(device):
-            net, x = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)), torch.randn(4, 8, requires_grad=True)
+            net, x = (
+                nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
+                torch.randn(4, 8, requires_grad=True),
+            )
         return ledger(net, x)
+
     assert run("cpu") == run("cpu") == run("meta")
 
 
 def test_whatever_mode_a_notebook_left_behind():
     x = torch.randn(4, 4, requires_grad=True)
-    with torch.no_grad(): assert ledger(lambda x: x.exp().sum(), x).saved_bytes == 64
+    with torch.no_grad():
+        assert ledger(lambda x: x.exp().sum(), x).saved_bytes == 64
     assert ledger(lambda x: x @ x, x, backward=False).backward_flops == 0
     assert ledger(lambda: None) == Ledger()
 
@@ -150,9 +187,17 @@ def test_each_storage_is_listed_once_with_its_line_and_owner():
         return (h * h.view(-1, 8)).exp()  # the result is enough for exp
 
     rows = saved_tensors(function, torch.randn(4, 8, requires_grad=True))
-    assert [(row.whose, row.bytes) for row in rows] == [("given", 256), ("given", 128), ("made", 128), ("result", 128)]
+    assert [(row.whose, row.bytes) for row in rows] == [
+        ("given", 256),
+        ("given", 128),
+        ("made", 128),
+        ("result", 128),
+    ]
     assert rows[0].where.endswith("function: h = x @ weight")
-    assert rows[2].where.endswith("return (h * h.view(-1, 8)).exp()") and rows[2].dtype == torch.float32
+    assert (
+        rows[2].where.endswith("return (h * h.view(-1, 8)).exp()")
+        and rows[2].dtype == torch.float32
+    )
 
 
 def test_what_hooks_miss_the_ledger_does_not():
@@ -202,18 +247,35 @@ dist.destroy_process_group()
 def test_messages_between_two_processes(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
-    ranks = [subprocess.Popen([sys.executable, script, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    try: outputs = [rank.communicate(timeout=120) for rank in ranks]
-    finally: [rank.kill() for rank in ranks]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        [rank.kill() for rank in ranks]
     assert ranks[0].returncode == ranks[1].returncode == 0, outputs[0][1] + outputs[1][1]
     found = json.loads(outputs[0][0])
-    expected = {"ddp": {"all_reduce": [1, 4 * 36]}, "all_reduce": {"all_reduce": [1, 40]},
-                "gather": {"all_gather": [1, 80]}, "dtensor": {"all_gather": [1, 2 * 4 * 48]},
-                "fsdp": {"all_gather": [1, 4 * 32], "reduce_scatter": [1, 4 * 32]}, "barrier": {"barrier": [1, 0]}}
+    expected = {
+        "ddp": {"all_reduce": [1, 4 * 36]},
+        "all_reduce": {"all_reduce": [1, 40]},
+        "gather": {"all_gather": [1, 80]},
+        "dtensor": {"all_gather": [1, 2 * 4 * 48]},
+        "fsdp": {"all_gather": [1, 4 * 32], "reduce_scatter": [1, 4 * 32]},
+        "barrier": {"barrier": [1, 0]},
+    }
     for name, counts in expected.items():
         assert found[name][0] == counts, (name, found[name])
-        assert name == "barrier" or found[name][1] == sum(calls for calls, _ in counts.values()), (name, found[name])
+        assert name == "barrier" or found[name][1] == sum(calls for calls, _ in counts.values()), (
+            name,
+            found[name],
+        )
 
 
 def test_calls_and_bytes_are_added_up():

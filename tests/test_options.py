@@ -10,7 +10,14 @@ import typer
 from typer.testing import CliRunner
 
 from llama_course.support.errors import UserError
-from llama_course.support.options import as_command, from_dict, option, options, read_toml, with_default
+from llama_course.support.options import (
+    as_command,
+    from_dict,
+    option,
+    options,
+    read_toml,
+    with_default,
+)
 
 
 @options

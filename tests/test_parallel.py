@@ -1,4 +1,5 @@
 "Many processes: messages, sharding, and that every arrangement of ranks computes what one process computes."
+
 import os
 import signal
 import subprocess
@@ -14,46 +15,64 @@ from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor
 
 from llama_course.collectives import (
-    Deadlock, ProcessWire, RankFailed, padded_parts, rehearse, ring_all_gather, ring_all_reduce, ring_reduce_scatter, spawn)
-from llama_course.support.ledger import Counter
+    Deadlock,
+    ProcessWire,
+    RankFailed,
+    padded_parts,
+    rehearse,
+    ring_all_gather,
+    ring_all_reduce,
+    ring_reduce_scatter,
+    spawn,
+)
 from llama_course.model import Llama, LlamaConfig
 from llama_course.parallel import check_division, hidden_share, make_mesh, parallelize
 from llama_course.support.errors import UserError
+from llama_course.support.ledger import Counter
 from llama_course.training import Recipe, Step, loss_of
-
 
 # ---------------------------------------------------------------- processes
 
 
-def hello(greeting): return greeting, dist.get_rank(), dist.get_world_size()
+def hello(greeting):
+    return greeting, dist.get_rank(), dist.get_world_size()
 
 
 def crash():
-    if dist.get_rank() == 2: return {}["no such key"]
+    if dist.get_rank() == 2:
+        return {}["no such key"]
     dist.all_reduce(torch.zeros(1))
 
 
 def kill_oneself():
-    if dist.get_rank() == 1: os.kill(os.getpid(), signal.SIGKILL)
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
 
 
-def hang(): time.sleep(60)
+def hang():
+    time.sleep(60)
 
 
 def test_every_rank_returns():
     assert spawn(hello, 3, "hi") == [("hi", rank, 3) for rank in range(3)]
     secret = 41
-    assert spawn(lambda: secret + dist.get_rank(), 2) == [41, 42]  # a function without a name, with what it uses
+    assert spawn(lambda: secret + dist.get_rank(), 2) == [
+        41,
+        42,
+    ]  # a function without a name, with what it uses
 
 
 def test_a_crash_names_the_rank_and_shows_its_own_traceback():
     began = time.monotonic()
-    with pytest.raises(RankFailed) as error: spawn(crash, 4, timeout=120)
+    with pytest.raises(RankFailed) as error:
+        spawn(crash, 4, timeout=120)
     assert error.value.rank == 2 and "KeyError: 'no such key'" in str(error.value)
     assert str(error.value).count("Traceback") == 1 and time.monotonic() - began < 100
-    with pytest.raises(RankFailed, match="rank 1 was ended by SIGKILL"): spawn(kill_oneself, 3, timeout=120)
-    with pytest.raises(RankFailed, match="did not return within 2 s"): spawn(hang, 2, timeout=2)
+    with pytest.raises(RankFailed, match="rank 1 was ended by SIGKILL"):
+        spawn(kill_oneself, 3, timeout=120)
+    with pytest.raises(RankFailed, match="did not return within 2 s"):
+        spawn(hang, 2, timeout=2)
 
 
 SLEEPERS = """
@@ -67,9 +86,14 @@ if __name__ == "__main__": spawn(sleep, 3, sys.argv[1])
 
 
 def alive(pid):
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    return not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return (
+        not Path(f"/proc/{pid}/stat").exists()
+        or Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="processes are looked up the POSIX way")
@@ -80,12 +104,14 @@ def test_no_orphan_is_left(tmp_path, number):
     (folder := tmp_path / "ranks").mkdir()
     parent = subprocess.Popen([sys.executable, script, folder], stderr=subprocess.DEVNULL)
     until = time.time() + 100
-    while len(list(folder.iterdir())) < 3 and time.time() < until: time.sleep(0.05)
+    while len(list(folder.iterdir())) < 3 and time.time() < until:
+        time.sleep(0.05)
     ranks = [int(path.name) for path in folder.iterdir()]
     assert len(ranks) == 3 and all(map(alive, ranks))
     parent.send_signal(number)
     parent.wait(60)
-    while any(map(alive, ranks)) and time.time() < until: time.sleep(0.05)
+    while any(map(alive, ranks)) and time.time() < until:
+        time.sleep(0.05)
     assert not any(map(alive, ranks))
 
 
@@ -101,7 +127,10 @@ def test_the_ring_adds_up_and_sends_what_theory_says(n, size, seed):
     assert all(torch.equal(r, results[0]) for r in results)
     assert {w.sent for w in wires} == {2 * (n - 1) * 4 * -(-size // n)}
     gathered, wires = rehearse(ring_all_gather, [(t,) for t in tensors])
-    assert all(torch.equal(torch.stack(g), tensors) for g in gathered) and wires[0].sent == (n - 1) * 4 * size
+    assert (
+        all(torch.equal(torch.stack(g), tensors) for g in gathered)
+        and wires[0].sent == (n - 1) * 4 * size
+    )
     parts = torch.randn(n, n, size, generator=torch.Generator().manual_seed(seed))
     summed, wires = rehearse(ring_reduce_scatter, [(list(p),) for p in parts])
     torch.testing.assert_close(torch.stack(summed), parts.sum(0), rtol=0, atol=1e-5)
@@ -116,8 +145,10 @@ def test_padding_is_no_view_of_something_else():
 def test_a_deadlock_is_seen_at_once_and_errors_come_through():
     with pytest.raises(Deadlock, match="rank . waits for a message from rank"):
         rehearse(lambda wire: wire.recv(torch.zeros(1), 1 - wire.rank), [(), ()])
-    with pytest.raises(ZeroDivisionError): rehearse(lambda wire: 1 / wire.rank, [(), ()])
-    with pytest.raises(ValueError, match="no rank 5"): rehearse(lambda wire: wire.send(torch.zeros(1), 5), [(), ()])
+    with pytest.raises(ZeroDivisionError):
+        rehearse(lambda wire: 1 / wire.rank, [(), ()])
+    with pytest.raises(ValueError, match="no rank 5"):
+        rehearse(lambda wire: wire.send(torch.zeros(1), 5), [(), ()])
 
 
 def rings():
@@ -134,14 +165,18 @@ def test_the_same_code_on_processes():
 # ---------------------------------------------------------------- the model on a grid
 
 
-SHAPE = dict(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, hidden_dim=96, max_seq_len=32)
+SHAPE = dict(
+    dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, hidden_dim=96, max_seq_len=32
+)
 TEXT = torch.randint(64, (20, 4, 33), generator=torch.Generator().manual_seed(1))
 
 
-def whole(t): return (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone()
+def whole(t):
+    return (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone()
 
 
-def local(t): return t.to_local() if isinstance(t, DTensor) else t
+def local(t):
+    return t.to_local() if isinstance(t, DTensor) else t
 
 
 def twenty_steps(spread=lambda model: model, rank=0, size=1, **changes):
@@ -161,22 +196,36 @@ def arrangements(cases):
     for name, (tensor, how, changes) in cases.items():
         mesh = make_mesh(tensor)
         data = mesh["data"].get_local_rank(), mesh["data"].size()
-        losses, norms, first, step_of = twenty_steps(lambda m: parallelize(m, mesh, **how), *data, **changes)
+        losses, norms, first, step_of = twenty_steps(
+            lambda m: parallelize(m, mesh, **how), *data, **changes
+        )
         dist.all_reduce(mean := torch.tensor(losses, dtype=torch.float64))
         sharded = list(step_of.model.parameters())
         state = [t for s in step_of.optimizer.state.values() for t in s.values() if t.dim()]
-        held = [sum(local(t).numel() for t in ts) for ts in (sharded, [p.grad for p in sharded], state)]
-        with Counter() as count: loss_of(step_of.model, TEXT[0].chunk(data[1])[data[0]]).backward()
+        held = [
+            sum(local(t).numel() for t in ts) for ts in (sharded, [p.grad for p in sharded], state)
+        ]
+        with Counter() as count:
+            loss_of(step_of.model, TEXT[0].chunk(data[1])[data[0]]).backward()
         found[name] = mean / dist.get_world_size(), norms, first, held, count.collectives
     return found
 
 
 CASES = {
-    2: {"fsdp": (1, {}, {}), "fsdp selective": (1, {"checkpointing": "selective"}, {}),
-        "tied": (1, {}, {"tie_embeddings": True}), "tensor": (2, {"sequence": False}, {}), "sequence": (2, {}, {}),
-        "tied tensor": (2, {}, {"tie_embeddings": True})},
-    4: {"fsdp": (1, {}, {}), "grid": (2, {}, {}), "grid full": (2, {"checkpointing": "full"}, {}),
-        "grid selective": (2, {"checkpointing": "selective", "sequence": False}, {})},
+    2: {
+        "fsdp": (1, {}, {}),
+        "fsdp selective": (1, {"checkpointing": "selective"}, {}),
+        "tied": (1, {}, {"tie_embeddings": True}),
+        "tensor": (2, {"sequence": False}, {}),
+        "sequence": (2, {}, {}),
+        "tied tensor": (2, {}, {"tie_embeddings": True}),
+    },
+    4: {
+        "fsdp": (1, {}, {}),
+        "grid": (2, {}, {}),
+        "grid full": (2, {"checkpointing": "full"}, {}),
+        "grid selective": (2, {"checkpointing": "selective", "sequence": False}, {}),
+    },
 }
 
 
@@ -195,7 +244,9 @@ def test_an_arrangement_computes_what_one_process_computes(n, name, alone, sprea
     losses, norms, first, _ = alone[CASES[n][name][2].get("tie_embeddings", False)]
     for rank in spread_out[n]:
         its_losses, its_norms, its_first, *_ = rank[name]
-        torch.testing.assert_close(its_losses, torch.tensor(losses, dtype=torch.float64), rtol=2e-5, atol=0)
+        torch.testing.assert_close(
+            its_losses, torch.tensor(losses, dtype=torch.float64), rtol=2e-5, atol=0
+        )
         torch.testing.assert_close(torch.tensor(its_norms), torch.tensor(norms), rtol=3e-4, atol=0)
         torch.testing.assert_close(its_first, first, rtol=1e-4, atol=3e-6)
 
@@ -212,27 +263,37 @@ def test_fsdp_shards_everything_and_moves_3p(n, alone, spread_out):
     for rank in spread_out[n]:
         held, messages = rank["fsdp"][3:]
         assert held == [P // n, P // n, 2 * P // n]
-        assert messages["all_gather"] == (2 * 2 + 1, 4 * (2 * P - outer))  # the outer unit is not dropped in between
+        assert messages["all_gather"] == (
+            2 * 2 + 1,
+            4 * (2 * P - outer),
+        )  # the outer unit is not dropped in between
         assert messages["reduce_scatter"] == (2 + 1, 4 * P)
 
 
 def test_tensor_parallel_sends_four_messages_a_layer(alone, spread_out):
     P, outer, gains = sizes(alone[False][3].model)
-    stream = logits = 4 * 4 * 32 * 64  # B·T·D and B·T·V
+    stream = logits = 4 * 4 * 32 * 64  # B·T·D and B·T·V  # noqa: F841
     held, messages = spread_out[2][0]["tensor"][3:]
     share = (P - gains) // 2 + gains
     assert held == [share, share, 2 * share]
     assert messages["all_reduce"] == (4 * 2 + 2, (4 * 2 + 2) * stream)
     held, messages = spread_out[2][0]["sequence"][3:]
     moved = messages["reduce_scatter"][1] - 4 * share  # FSDP on one data rank passes its gate, too
-    assert moved == (4 * 2 + 2) * stream or messages["reduce_scatter"] == (4 * 2 + 2, (4 * 2 + 2) * stream)
+    assert moved == (4 * 2 + 2) * stream or messages["reduce_scatter"] == (
+        4 * 2 + 2,
+        (4 * 2 + 2) * stream,
+    )
 
 
 @pytest.mark.parametrize("name", ["grid", "grid full", "grid selective"])
 def test_a_grid_of_four_holds_a_quarter(name, alone, spread_out):
     P, _, gains = sizes(alone[False][3].model)
     for rank in spread_out[4]:
-        assert rank[name][3] == [(P - gains) // 4 + gains // 2, (P - gains) // 4 + gains // 2, (P - gains) // 2 + gains]
+        assert rank[name][3] == [
+            (P - gains) // 4 + gains // 2,
+            (P - gains) // 4 + gains // 2,
+            (P - gains) // 2 + gains,
+        ]
 
 
 def narrow():
@@ -240,10 +301,20 @@ def narrow():
     torch.manual_seed(0)
     model = parallelize(Llama(LlamaConfig(**SHAPE)), mesh, precision="bfloat16")
     seen = []
-    model.layers[0].register_forward_hook(lambda m, args, out: seen.append((args[0].dtype, args[1].dtype)))
-    with Counter() as count: loss = loss_of(model, TEXT[0])
-    with Counter() as back: loss.backward()
-    return loss.item(), seen, count.collectives, back.collectives, {p.grad.dtype for p in model.parameters()}
+    model.layers[0].register_forward_hook(
+        lambda m, args, out: seen.append((args[0].dtype, args[1].dtype))
+    )
+    with Counter() as count:
+        loss = loss_of(model, TEXT[0])
+    with Counter() as back:
+        loss.backward()
+    return (
+        loss.item(),
+        seen,
+        count.collectives,
+        back.collectives,
+        {p.grad.dtype for p in model.parameters()},
+    )
 
 
 def test_bfloat16_is_gathered_and_float32_is_summed(alone):
@@ -260,7 +331,12 @@ def dressed(ways):
     for how in ways:
         layers = parallelize(Llama(LlamaConfig(**SHAPE)), mesh, **how).layers
         classes = {kind.__name__ for layer in layers for kind in type(layer).__mro__}
-        found.append((classes & {"Full", "ByHand", "ByPolicy"}, [layer._compiled_call_impl is not None for layer in layers]))
+        found.append(
+            (
+                classes & {"Full", "ByHand", "ByPolicy"},
+                [layer._compiled_call_impl is not None for layer in layers],
+            )
+        )
     return found
 
 
@@ -278,8 +354,10 @@ def test_what_is_recomputed_is_gathered_again(spread_out):
 
 def test_what_cannot_be_shared_is_refused():
     check_division(LlamaConfig.from_name("65B"), 8)
-    with pytest.raises(UserError, match="n_heads=52"): check_division(LlamaConfig.from_name("33B"), 8)
-    with pytest.raises(RankFailed, match="UserError: 2 processes cannot be grouped by 3"): spawn(make_mesh, 2, 3)
+    with pytest.raises(UserError, match="n_heads=52"):
+        check_division(LlamaConfig.from_name("33B"), 8)
+    with pytest.raises(RankFailed, match="UserError: 2 processes cannot be grouped by 3"):
+        spawn(make_mesh, 2, 3)
 
 
 def test_the_hidden_share_of_communication():

@@ -15,8 +15,14 @@ from transformers.models.llama import modeling_llama as hf
 from llama_course.attention import Attention, attend, causal_attention
 from llama_course.feedforward import FeedForward, hidden_dim
 from llama_course.norm import RMSNorm
-from llama_course.rope import (adjacent_to_half, apply_rotary, apply_rotary_half, half_to_adjacent,
-                               pairs_written_out, rotary_table)
+from llama_course.rope import (
+    adjacent_to_half,
+    apply_rotary,
+    apply_rotary_half,
+    half_to_adjacent,
+    pairs_written_out,
+    rotary_table,
+)
 
 many = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -38,8 +44,14 @@ def eps_of(dtype):
 
 
 @many
-@given(dtype=dtypes, shape=st.lists(st.integers(1, 5), max_size=3), dim=st.integers(1, 300), seed=seeds,
-       size=st.sampled_from([1e-3, 1.0, 1e3]), eps=st.sampled_from([1e-5, 1e-6, 1e-2]))
+@given(
+    dtype=dtypes,
+    shape=st.lists(st.integers(1, 5), max_size=3),
+    dim=st.integers(1, 300),
+    seed=seeds,
+    size=st.sampled_from([1e-3, 1.0, 1e3]),
+    eps=st.sampled_from([1e-5, 1e-6, 1e-2]),
+)
 def test_norm_values(dtype, shape, dim, seed, size, eps):
     torch.manual_seed(seed)
     norm = RMSNorm(dim, eps).to(dtype)
@@ -61,9 +73,14 @@ def test_norm_against_transformers():
 def test_norm_gradients_and_scale():
     norm = RMSNorm(12).double()
     x = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
-    def call(x, weight): return torch.func.functional_call(norm, {"weight": weight}, x)
+
+    def call(x, weight):
+        return torch.func.functional_call(norm, {"weight": weight}, x)
+
     assert torch.autograd.gradcheck(call, (x, norm.weight))
-    torch.testing.assert_close(RMSNorm(12, eps=0.0).double()(1000 * x), RMSNorm(12, eps=0.0).double()(x))
+    torch.testing.assert_close(
+        RMSNorm(12, eps=0.0).double()(1000 * x), RMSNorm(12, eps=0.0).double()(x)
+    )
     zero = torch.zeros(2, 12, requires_grad=True)
     RMSNorm(12)(zero).sum().backward()
     assert zero.grad.isfinite().all()
@@ -73,7 +90,12 @@ def test_norm_gradients_and_scale():
 
 
 def test_hidden_dim():
-    assert [hidden_dim(d) for d in (4096, 5120, 6656, 8192)] == [11008, 13824, 17920, 22016]  # 7B 13B 33B 65B
+    assert [hidden_dim(d) for d in (4096, 5120, 6656, 8192)] == [
+        11008,
+        13824,
+        17920,
+        22016,
+    ]  # 7B 13B 33B 65B
     for dim in range(1, 3000, 7):
         for multiple_of in (1, 64, 256):
             release = multiple_of * ((int(2 * (4 * dim) / 3) + multiple_of - 1) // multiple_of)
@@ -81,8 +103,13 @@ def test_hidden_dim():
 
 
 @many
-@given(dtype=dtypes, shape=st.lists(st.integers(1, 5), max_size=3), dim=st.integers(1, 100),
-       hidden=st.integers(1, 300), seed=seeds)
+@given(
+    dtype=dtypes,
+    shape=st.lists(st.integers(1, 5), max_size=3),
+    dim=st.integers(1, 100),
+    hidden=st.integers(1, 300),
+    seed=seeds,
+)
 def test_feed_forward_values(dtype, shape, dim, hidden, seed):
     torch.manual_seed(seed)
     ff, x = FeedForward(dim, hidden).to(dtype), torch.randn(*shape, dim).to(dtype)
@@ -113,7 +140,10 @@ def test_feed_forward_against_transformers(dtype):
 
 
 def test_feed_forward_gradients_and_tokens():
-    ff, x = FeedForward(6, 16).double(), torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    ff, x = (
+        FeedForward(6, 16).double(),
+        torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True),
+    )
     assert torch.autograd.gradcheck(ff, x)
     assert [name for name, _ in ff.named_parameters()] == ["w1.weight", "w2.weight", "w3.weight"]
     for t in range(4):
@@ -136,9 +166,15 @@ def halves(x):
     return torch.cat([x[..., 0::2], x[..., 1::2]], -1)
 
 
-rope_shapes = dict(dtype=dtypes, B=st.integers(1, 3), H=st.integers(1, 4), pairs=st.integers(1, 40),
-                   seed=seeds, positions=st.lists(st.integers(0, 2047), min_size=1, max_size=9),
-                   theta=st.sampled_from([10000.0, 500000.0, 100.0]))
+rope_shapes = dict(
+    dtype=dtypes,
+    B=st.integers(1, 3),
+    H=st.integers(1, 4),
+    pairs=st.integers(1, 40),
+    seed=seeds,
+    positions=st.lists(st.integers(0, 2047), min_size=1, max_size=9),
+    theta=st.sampled_from([10000.0, 500000.0, 100.0]),
+)
 
 
 @many
@@ -163,25 +199,38 @@ def test_rotary_against_transformers(dtype, B, H, pairs, seed, positions, theta)
     torch.manual_seed(seed)
     positions = torch.tensor(positions)
     q, k = torch.randn(2, B, len(positions), H, 2 * pairs).to(dtype)
-    config = LlamaConfig(hidden_size=2 * pairs * H, num_attention_heads=H,
-                         rope_parameters={"rope_type": "default", "rope_theta": theta})
+    config = LlamaConfig(
+        hidden_size=2 * pairs * H,
+        num_attention_heads=H,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )
     cos, sin = hf.LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])  # float32
     table = rotary_table(2 * pairs, 2048, theta)[positions]
-    theirs = hf.apply_rotary_pos_emb(halves(q).double(), halves(k).double(), cos, sin, unsqueeze_dim=2)
+    theirs = hf.apply_rotary_pos_emb(
+        halves(q).double(), halves(k).double(), cos, sin, unsqueeze_dim=2
+    )
     for x, expected in zip((q, k), theirs):
         assert_near(apply_rotary_half(halves(x), table), expected, eps_of(dtype))
         assert_near(halves(apply_rotary(x, table)), expected, eps_of(dtype))
 
 
 @many
-@given(H=st.integers(1, 4), pairs=st.integers(1, 8), distance=st.integers(0, 500),
-       shift=st.integers(0, 1500), seed=seeds)
+@given(
+    H=st.integers(1, 4),
+    pairs=st.integers(1, 8),
+    distance=st.integers(0, 500),
+    shift=st.integers(0, 1500),
+    seed=seeds,
+)
 def test_rotary_scores_depend_on_distance(H, pairs, distance, shift, seed):
     torch.manual_seed(seed)
     q, k = torch.randn(2, 1, 1, H, 2 * pairs, dtype=torch.float64)
     table = rotary_table(2 * pairs, 2048)
     for rotate in (apply_rotary, apply_rotary_half):
-        def score(m, n): return (rotate(q, table[m : m + 1]) * rotate(k, table[n : n + 1])).sum(-1)
+
+        def score(m, n):
+            return (rotate(q, table[m : m + 1]) * rotate(k, table[n : n + 1])).sum(-1)
+
         assert torch.equal(rotate(q, table[:1]), q)
         size = q.norm() * k.norm()
         error = (score(distance + shift, shift) - score(distance, 0)).abs().max() / size
@@ -251,8 +300,15 @@ def attention_by_query(q, k, v):
     return out
 
 
-shapes = dict(B=st.integers(1, 2), K=st.integers(1, 3), group=st.integers(1, 3), T=st.integers(1, 40),
-              past=st.sampled_from([0, 0, 1, 17]), Q=st.sampled_from([2, 8, 24, 64]), seed=seeds)
+shapes = dict(
+    B=st.integers(1, 2),
+    K=st.integers(1, 3),
+    group=st.integers(1, 3),
+    T=st.integers(1, 40),
+    past=st.sampled_from([0, 0, 1, 17]),
+    Q=st.sampled_from([2, 8, 24, 64]),
+    seed=seeds,
+)
 
 
 @pytest.mark.parametrize("attention", [causal_attention, attend])
@@ -277,7 +333,9 @@ def test_attention_values(attention, dtype, size, B, K, group, T, past, Q, seed)
 def test_attention_future(attention, B, K, group, T, past, Q, seed):
     torch.manual_seed(seed)
     q = torch.randn(B, K * group, T, Q, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(B, K, past + T, Q, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    k, v = (
+        torch.randn(B, K, past + T, Q, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
     t = int(torch.randint(T, ()))  # the last query that is looked at
     seen = attention(q, k, v)[:, :, : t + 1]
     later = torch.arange(past + T)[:, None] > past + t
@@ -285,7 +343,7 @@ def test_attention_future(attention, B, K, group, T, past, Q, seed):
     torch.testing.assert_close(attention(q, k2, v2)[:, :, : t + 1], seen, rtol=1e-12, atol=1e-12)
     for grad in torch.autograd.grad(seen.square().sum(), (k, v)):
         assert not grad[:, :, past + t + 1 :].any()
-    present, = torch.autograd.grad(attention(q, k, v)[:, :, t].square().sum(), v)
+    (present,) = torch.autograd.grad(attention(q, k, v)[:, :, t].square().sum(), v)
     assert present[:, :, past + t].any(), "a query must see its own position"
 
 
@@ -293,8 +351,10 @@ def test_attention_future(attention, B, K, group, T, past, Q, seed):
 @pytest.mark.parametrize("H, K, T, S", [(2, 2, 4, 4), (4, 2, 3, 5), (2, 1, 1, 4)])
 def test_attention_gradients(attention, H, K, T, S):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, length, 4, dtype=torch.float64, requires_grad=True)
-               for heads, length in ((H, T), (K, S), (K, S)))
+    q, k, v = (
+        torch.randn(1, heads, length, 4, dtype=torch.float64, requires_grad=True)
+        for heads, length in ((H, T), (K, S), (K, S))
+    )
     assert torch.autograd.gradcheck(attention, (q, k, v))
 
 
@@ -317,21 +377,29 @@ def test_attention_against_torch_and_transformers():
 def test_attend_keeps_no_square(H, K):
     def kept(attention, T):
         sizes = {}
+
         def pack(t):
             sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
             return t
+
         q, k, v = (torch.randn(1, heads, T, 16, requires_grad=True) for heads in (H, K, K))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             out = attention(q, k, v)  # held, so that no storage is used twice
         return sum(sizes.values())
+
     assert kept(attend, 1024) < 2.1 * kept(attend, 512)
     assert kept(causal_attention, 1024) > 3.5 * kept(causal_attention, 512)
 
 
 @many
-@given(heads=st.sampled_from([(1, 1), (2, 2), (4, 4), (4, 2), (6, 2), (4, 1)]), pairs=st.integers(1, 12),
-       B=st.integers(1, 2), T=st.integers(1, 30), seed=seeds,
-       dtype=st.sampled_from([torch.float64, torch.float32]))
+@given(
+    heads=st.sampled_from([(1, 1), (2, 2), (4, 4), (4, 2), (6, 2), (4, 1)]),
+    pairs=st.integers(1, 12),
+    B=st.integers(1, 2),
+    T=st.integers(1, 30),
+    seed=seeds,
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
 def test_layer_against_transformers(heads, pairs, B, T, dtype, seed):
     torch.manual_seed(seed)
     (H, K), Q = heads, 2 * pairs
@@ -341,7 +409,12 @@ def test_layer_against_transformers(heads, pairs, B, T, dtype, seed):
     theirs = hf.LlamaAttention(config, layer_idx=0).to(dtype)
 
     def in_their_order(q, k, v, o):
-        return {"q_proj": adjacent_to_half(q, H), "k_proj": adjacent_to_half(k, K), "v_proj": v, "o_proj": o}
+        return {
+            "q_proj": adjacent_to_half(q, H),
+            "k_proj": adjacent_to_half(k, K),
+            "v_proj": v,
+            "o_proj": o,
+        }
 
     layers = ours.wq, ours.wk, ours.wv, ours.wo
     weights = in_their_order(*(layer.weight.data for layer in layers))
@@ -368,7 +441,11 @@ class GrowingCache:
 
 
 @many
-@given(K=st.sampled_from([1, 2, 4]), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6), seed=seeds)
+@given(
+    K=st.sampled_from([1, 2, 4]),
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    seed=seeds,
+)
 def test_layer_in_pieces(K, sizes, seed):
     torch.manual_seed(seed)
     T = sum(sizes)

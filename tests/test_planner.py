@@ -91,7 +91,7 @@ def test_zeros_table_1(ranks, table):
 
 @pytest.mark.parametrize("name, gib", [("7B", 8.0), ("13B", 12.6), ("33B", 24.5), ("65B", 40.2)])
 def test_activations_of_one_sequence(name, gib):
-    "The block's inputs, q, k, v, what w1 and w3 gave: sbh (16 + 6 f/h), without the silu that autograd keeps as well."
+    "The block's inputs, q, k, v, what w1 and w3 gave: sbh (16 + 6 f/h), without the silu."
     config = shape(name)
     block = activation_bytes(config, Layout(checkpointing="none"), code="fused")
     lean = block - (2 * config.hidden_dim + 4 * config.n_heads) * 2048  # nor the log-sum-exp
@@ -172,7 +172,7 @@ def test_memory_obeys_its_laws(name, data, tensor, b, kind):
     [("22B", 8, 0.415), ("175B", 64, 0.514), ("530B", 280, 0.560), ("1T", 512, 0.563)],
 )
 def test_operations_are_those_of_table_5(name, gpus, printed):
-    "Their MFU follows from their seconds and appendix A; ours are these operations and what is computed again."
+    "Their MFU follows from seconds and appendix A; ours adds what is computed again."
     _, h, L, _, B, micro, *_, seconds = MEGATRON[name]
     model = 72 * B * L * 2048 * h**2 * (1 + 2048 / 6 / h + 51200 / 12 / h / L)
     assert model / seconds / gpus / 312e12 == pytest.approx(printed, abs=0.002)
@@ -243,6 +243,15 @@ def test_the_whole_project_took_four_months_not_five():
     hours = 2638 / energy_mwh(2048)
     assert round(hours / 24) == 122 and round(hours / 24 / 30.44, 1) == 4.0
     assert round(carbon_tonnes(2638)) in (1015, 1016)
+
+
+def test_a_gpu_is_added_in_one_place(monkeypatch):
+    from llama_course.launch import log
+
+    monkeypatch.setitem(GPUS, "B200-192GB", replace(A100, name="B200-192GB", flops=2250e12))
+    assert log.gpu_called("NVIDIA B200") is GPUS["B200-192GB"]  # of the MFU
+    faster = plan(Planning("7B", 8, "B200-192GB"))
+    assert faster["gpu"] == "B200-192GB" and faster["days"] < plan(Planning("7B", 8))["days"]
 
 
 def test_mfu_is_palms():

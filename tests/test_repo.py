@@ -193,7 +193,9 @@ def test_a_notebook_begins_with_its_title_and_stays_small(path):
 
 
 @pytest.mark.parametrize(
-    "path", [*NOTEBOOKS, ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=name
+    "path",
+    [*NOTEBOOKS, ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"],
+    ids=name,
 )
 def test_links_between_files_lead_somewhere(path):
     if path.suffix == ".ipynb":

@@ -1,4 +1,5 @@
 "The site and JupyterLab as a reader sees them: built without a warning, opened in Chromium, offline."
+
 import contextlib
 import functools
 import http.server
@@ -41,6 +42,7 @@ def site(built):
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     "A file server that keeps no log."
+
     def log_message(self, *_):
         pass
 
@@ -68,9 +70,16 @@ def watched(browser, size):
     tab.on("console", lambda message: note(f"console: {message.text}", message.type == "error"))
     tab.on("pageerror", lambda error: note(f"script: {error}"))
     # a picture that was still on its way when the tab went on to the next page is aborted, and nothing is wrong
-    tab.on("requestfailed", lambda request: note(f"failed: {request.url} {request.failure}",
-                                                 "ERR_ABORTED" not in str(request.failure)))
-    tab.on("response", lambda response: note(f"{response.status}: {response.url}", response.status >= 400))
+    tab.on(
+        "requestfailed",
+        lambda request: note(
+            f"failed: {request.url} {request.failure}", "ERR_ABORTED" not in str(request.failure)
+        ),
+    )
+    tab.on(
+        "response",
+        lambda response: note(f"{response.status}: {response.url}", response.status >= 400),
+    )
     tab.on("request", lambda request: note(f"another host: {request.url}", leaves(request.url)))
     yield tab, wrong
     context.close()
@@ -90,8 +99,11 @@ def place(path: Path) -> str:
 
 def shown(path: Path) -> list:
     "The cells of a notebook that the site shows."
-    return [cell for cell in nbformat.read(path, as_version=4).cells
-            if not re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)]
+    return [
+        cell
+        for cell in nbformat.read(path, as_version=4).cells
+        if not re.search(r"^#\|\s*hide\b", cell.source, re.MULTILINE)
+    ]
 
 
 def pictures(path: Path) -> int:
@@ -135,10 +147,14 @@ def test_a_page_shows_its_formulas_pictures_and_code(path, address, browser):
         assert "$$" not in prose and "\\frac" not in prose
         assert article.locator("mjx-container mjx-math").count() > 0 or not formulas(path)
         assert tab.locator("mjx-merror, [data-mjx-error]").count() == 0
-        drawn = article.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+        drawn = article.locator("img").evaluate_all(
+            "images => images.map(image => image.naturalWidth)"
+        )
         assert len(drawn) >= pictures(path) and all(drawn)
         cells = sum(cell.cell_type == "code" for cell in shown(path))
-        assert article.locator("div.highlight span[class]").count() > 0 or cells <= 1  # one: #| default_exp
+        assert (
+            article.locator("div.highlight span[class]").count() > 0 or cells <= 1
+        )  # one: #| default_exp
     assert wrong == []
 
 
@@ -151,7 +167,9 @@ def test_a_page_fits_a_phone(path, address, browser):
 
 
 def test_the_other_pages_open(site, address, browser):
-    others = {path.relative_to(site).as_posix() for path in site.rglob("*.html")} - set(map(place, NOTEBOOKS))
+    others = {path.relative_to(site).as_posix() for path in site.rglob("*.html")} - set(
+        map(place, NOTEBOOKS)
+    )
     with watched(browser, DESKTOP) as (tab, wrong):
         for name in sorted(name for name in others if not name.startswith("_static")):
             load(tab, f"{address}/{name}")
@@ -189,13 +207,24 @@ def lab(tmp_path):
         pytest.skip("no make: `make lab` cannot be run")
     shutil.copytree(ROOT / "nbs", tmp_path / "root" / "nbs")
     port = free_port()
-    flags = ["--no-browser", f"--port={port}", "--ServerApp.port_retries=0",
-             "--IdentityProvider.token=secret", f"--ServerApp.root_dir={tmp_path / 'root'}"]
+    flags = [
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=secret",
+        f"--ServerApp.root_dir={tmp_path / 'root'}",
+    ]
     kinds = ("CONFIG", "DATA", "RUNTIME")  # nothing of this user's is read or written
     places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in kinds}
     log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen(["make", "lab", f"ARGS={' '.join(flags)}"], cwd=ROOT, stdout=log, stderr=log,
-                               env=os.environ | places, start_new_session=True)
+    process = subprocess.Popen(
+        ["make", "lab", f"ARGS={' '.join(flags)}"],
+        cwd=ROOT,
+        stdout=log,
+        stderr=log,
+        env=os.environ | places,
+        start_new_session=True,
+    )
     try:
         wait_for(f"http://127.0.0.1:{port}/api?token=secret", process, log)
         yield f"http://127.0.0.1:{port}", tmp_path
@@ -225,7 +254,9 @@ def first_output(path: Path) -> int:
 def test_jupyterlab_opens_the_first_page_and_runs_a_chapter(lab, browser):
     address, folder = lab
     chapter = next(path for path in LECTURES if any(cell.get("outputs") for cell in shown(path)))
-    opened = "\n".join(path.read_text() for path in (folder / "runtime").glob("jpserver-*-open.html"))
+    opened = "\n".join(
+        path.read_text() for path in (folder / "runtime").glob("jpserver-*-open.html")
+    )
     assert "/lab/tree/nbs/index.ipynb?token=secret" in opened  # the page that a browser is sent to
     with watched(browser, DESKTOP) as (tab, wrong):
         tab.goto(f"{address}/lab/tree/nbs/{chapter.name}?token=secret")

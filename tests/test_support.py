@@ -1,4 +1,5 @@
 "The small things that everything leans on: optional packages, and methods that are attached later."
+
 import signal
 
 import pytest
@@ -12,28 +13,36 @@ from llama_course.support.signals import Stopped, stop_signals
 
 def test_a_missing_package_is_one_line_that_names_the_extra():
     assert need("json.decoder", "data").JSONDecoder
-    with pytest.raises(UserError, match=r"package no_such_thing is missing: pip install 'llama_course\[data\]'"):
+    with pytest.raises(
+        UserError, match=r"package no_such_thing is missing: pip install 'llama_course\[data\]'"
+    ):
         need("no_such_thing.inside", "data")
 
 
 class Box:
-    def __init__(self, content): self.content = content
+    def __init__(self, content):
+        self.content = content
 
 
 def test_a_patched_method_is_like_one_that_stands_in_the_class():
     @patch
-    def double(self: Box): return 2 * self.content
+    def double(self: Box):
+        return 2 * self.content
 
     @patch
     @property
-    def size(self: Box): return len(self.content)
+    def size(self: Box):
+        return len(self.content)
 
     @patch
     @classmethod
-    def empty(cls: Box): return cls([])
+    def empty(cls: Box):
+        return cls([])
 
     assert Box(3).double() == 6 and Box([1, 2]).size == 2 and Box.empty().content == []
-    assert Box.double.__qualname__ == "Box.double" and Box.empty.__func__.__qualname__ == "Box.empty"
+    assert (
+        Box.double.__qualname__ == "Box.double" and Box.empty.__func__.__qualname__ == "Box.empty"
+    )
 
 
 def test_a_signal_is_noted_once_and_the_second_one_ends_the_process():

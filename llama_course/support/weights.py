@@ -1,4 +1,4 @@
-"""A saved model: `model.safetensors` beside `config.json`, which holds the settings, a format and a checksum.
+"""A saved model: `model.safetensors` and `config.json` with settings, a format and a checksum.
 
 Whoever writes both swaps them in as late as possible; a stop in between is noticed by the checksum.
 """
@@ -15,7 +15,9 @@ from torch import Tensor
 from llama_course.support.disk import atomic_write, fingerprint, read_json, write_json
 from llama_course.support.errors import UserError
 
-CONFIG_FORMAT = "llama_course 1"  # in every config.json; the number rises when older readers would go wrong
+CONFIG_FORMAT = (
+    "llama_course 1"  # in every config.json; the number rises when older readers would go wrong
+)
 
 
 def write_weights(
@@ -28,22 +30,28 @@ def write_weights(
     checksum = hashlib.sha256(content).hexdigest()
     with atomic_write(Path(folder) / "model.safetensors") as file:
         file.write(content)
-        write_json(Path(folder) / "config.json", {"format": CONFIG_FORMAT, **settings, "sha256": checksum})
+        write_json(
+            Path(folder) / "config.json", {"format": CONFIG_FORMAT, **settings, "sha256": checksum}
+        )
 
 
 def read_settings(folder: str | Path) -> dict:
-    "The settings, once the weights beside them fit the checksum. Raises `UserError` if anything is wrong."
+    "The settings, once the weights fit the checksum. Raises `UserError` if anything is wrong."
     path, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
     for file in (path, weights):
         if not file.is_file():
             raise UserError(f"{folder} is not a run folder: it has no {file.name}.")
     settings = read_json(path)
     if not isinstance(settings, dict) or settings.pop("format", None) != CONFIG_FORMAT:
-        raise UserError(f"{path} is not of the format {CONFIG_FORMAT!r}: save the model with this llama_course.")
+        raise UserError(
+            f"{path} is not of the format {CONFIG_FORMAT!r}: save the model with this llama_course."
+        )
     if "sha256" not in settings:
         raise UserError(f"{path} has no checksum (sha256) of its weights: save the model again.")
     if fingerprint(weights) != settings.pop("sha256"):
-        raise UserError(f"{weights} is truncated or altered, its checksum tells: restore it, or save again.")
+        raise UserError(
+            f"{weights} is truncated or altered, its checksum tells: restore it, or save again."
+        )
     return settings
 
 
@@ -63,7 +71,7 @@ def check_tensors(
     wanted: Mapping[str, torch.Size],  # name -> shape
     path: str | Path,  # where they are from
 ) -> None:
-    "Raises `UserError` at the first tensor that is missing, unknown, of another shape, or of whole numbers."
+    "Raises `UserError` at the first tensor that is missing, unknown, misshapen or integer."
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors:
             raise UserError(f"{path} has no tensor {name}: it is of another model.")
@@ -72,4 +80,6 @@ def check_tensors(
         found, shape = tensors[name], tuple(wanted[name])
         if found.shape != shape or not found.is_floating_point():
             kind = f"{found.dtype} {tuple(found.shape)}"
-            raise UserError(f"{path}: {name} is {kind}, not {shape}: its config.json is of another model.")
+            raise UserError(
+                f"{path}: {name} is {kind}, not {shape}: its config.json is of another model."
+            )
