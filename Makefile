@@ -55,6 +55,7 @@ lab: $(READY)
 test: $(READY)
 	@echo "== 1/3 what is generated equals its sources; the form of the code =="
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname solutions  # of what opening a notebook writes
+	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && $(BIN)/mypy
 	@$(BIN)/pytest -q tests/test_repo.py tests/test_house.py
 	@echo "== 2/3 the notebooks run =="
 	@$(NBDEV_TEST)

@@ -11,7 +11,7 @@ __all__ = ['QUESTIONS', 'TABLE_14', 'TRUTHFUL_QUESTIONS', 'CLAIMS', 'standard_er
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import comb, inf, nan, sqrt
+from math import comb, nan, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
