@@ -1,4 +1,4 @@
-"""One instrument for the whole course: what a computation keeps, makes, computes and sends, counted."""
+"One instrument for the whole course: counts what a computation keeps, makes, computes and sends."
 
 import gc
 import linecache
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 def storages(
     tree,  # tensors, or lists, tuples and dicts of them
 ) -> dict:  # weak reference -> a tensor in that storage
-    "The memory that the tensors lie in, each piece once; a sharded tensor is asked for its local part."
+    "The memory that tensors lie in, each piece once; of a sharded tensor, its local part."
     found = {}
     for t in tree_leaves(tree):
         if isinstance(t, Tensor) and is_traceable_wrapper_subclass(t):
@@ -76,7 +76,7 @@ def message_bytes(args, out) -> int:
 
 
 class Counter(TorchDispatchMode):
-    "Within it every operation is counted, forward and backward; what was `given` is never counted as made."
+    "Within it every operation is counted, both ways; what was `given` never counts as made."
 
     def __init__(self, *given):
         super().__init__()
@@ -86,14 +86,12 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
-            return NotImplemented  # a sharded tensor goes first: its operations on local parts come by here
+            return NotImplemented  # a sharded tensor goes first: its local operations come by here
         if torch.is_inference_mode_enabled() and func._overloadpacket not in FORMULAS:
             with self:  # nothing has taken it apart for autograd
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
-        if (
-            func is not torch.ops.aten.lift_fresh.default
-        ):  # its argument has just been made, by torch.tensor
+        if func is not torch.ops.aten.lift_fresh.default:  # torch.tensor has just made it
             self.given |= {ref for ref in storages((args, kwargs)) if ref not in self.made}
         out = func(*args, **kwargs)
         self.note(func, args, kwargs, out)
@@ -203,7 +201,7 @@ def saved_tensors(
     **kwargs,
 ) -> list[Saved]:
     "Every storage that autograd saves in function(*args, **kwargs), in order, each once."
-    rows = {}
+    rows: dict[StorageWeakRef, Saved] = {}
 
     def pack(t):
         for ref, plain in storages(t).items():
