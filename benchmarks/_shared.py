@@ -21,8 +21,8 @@ def machine() -> str:
     )
     bf16 = ", bfloat16" if any("avx512_bf16" in line for line in lines) else ""
     return (
-        f"{processor}{bf16}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()},"
-        f" Python {platform.python_version()}, torch {torch.__version__}"
+        f"{processor}{bf16}, {os.cpu_count()} cores, {torch.get_num_threads()} threads,"
+        f" {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
     )
 
 
@@ -39,7 +39,7 @@ def in_turns(
     actions: dict,  # name -> function without arguments
     rounds: int,
 ) -> dict:  # name -> seconds of each round
-    "Each action once a round, and in every round another one begins: what else the machine does hits all alike."
+    "Each action once a round; every round another begins, so that other work hits all alike."
     seconds = {name: [] for name in actions}
     names = list(actions)
     for r in range(rounds):

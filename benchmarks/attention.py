@@ -1,10 +1,12 @@
-"""The ways to compute causal attention: time and peak memory of forward and backward pass, by the length of the text.
+"""The ways to compute causal attention: time and peak memory, forward and backward, by length.
 
-    python benchmarks/attention.py [--lengths 1024,2048,...] [--heads 4] [--width 64] [--dtype float32] [--json]
+    python benchmarks/attention.py [--lengths 1024,2048,...] [--heads 4] [--width 64]
+                                   [--dtype float32] [--json]
 
-On a GPU all of them, 1k to 32k tokens, in 16 bits, at the heads of LLaMA-7B; peak memory is the allocator's. On a CPU
-all but xformers, up to 4k; peak memory is counted: the most bytes alive at once of all tensors that operations return. What
-needs more memory than there is gets a dash. If the results differ, there is no table.
+On a GPU all of them, 1k to 32k tokens, in 16 bits, at the heads of LLaMA-7B; peak memory is the
+allocator's. On a CPU all but xformers, up to 4k; peak memory is counted: the most bytes alive at
+once of all tensors that operations return. What needs more memory than there is gets a dash. If
+the results differ, there is no table.
 """
 
 import gc
@@ -163,8 +165,9 @@ def in_words(result, backends):
     ]
     words = "the allocator's peak" if shape["device"] == "cuda" else "peak of live tensors, counted"
     return (
-        f"{result['machine']}\n\nForward and backward, 1 text, {shape['heads']} heads of {shape['width']},"
-        f" {shape['dtype']}, median of {result['rounds']} rounds in turns; {words}.\n\n{markdown(heads, rows)}"
+        f"{result['machine']}\n\nForward and backward, 1 text, {shape['heads']} heads of"
+        f" {shape['width']}, {shape['dtype']}, median of {result['rounds']} rounds in turns;"
+        f" {words}.\n\n{markdown(heads, rows)}"
     )
 
 

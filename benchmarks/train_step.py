@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py [--rounds 15] [--model pocket] [--precision bfloat16] [--json]
 
-The same weights, the same batch, the same clipping and fused AdamW. `eager` and `compiled` are each library as it is
-ordinarily used: transformers computes its own loss inside its compiled model, litgpt its own outside, ours compiles
-loss and model together. `compiled, our loss`: their models in our way, so that the model's code alone differs.
-If the losses differ, there is no table.
+The same weights, the same batch, the same clipping and fused AdamW. `eager` and `compiled` are each
+library as it is ordinarily used: transformers computes its own loss inside its compiled model,
+litgpt its own outside, ours compiles loss and model together. `compiled, our loss`: their models in
+our way, so that the model's code alone differs. If the losses differ, there is no table.
 """
 
 import json
@@ -77,7 +77,7 @@ LOSSES = {"transformers": transformers_loss, "litgpt": litgpt_loss}
 
 
 def products(config, tokens, dtype):
-    "A function that does the matrix products of one step and nothing else, and the number of their FLOPs."
+    "A function that does the matrix products of one step alone, and the number of their FLOPs."
     c = config
     shapes = [(c.dim, c.dim)] * 2 + [(c.n_kv_heads * c.head_dim, c.dim)] * 2
     shapes = (shapes + [(c.hidden_dim, c.dim)] * 2 + [(c.dim, c.hidden_dim)]) * c.n_layers + [
@@ -100,7 +100,7 @@ def products(config, tokens, dtype):
 
 
 def peak_memory(name, way, config, recipe, batch):
-    "MiB that a step needs at its peak beyond what the imports hold; called in a process of its own."
+    "MiB of a step at its peak beyond what the imports hold; called in a process of its own."
     before = memory("VmRSS")
     step = contestant(name, way, config, recipe)
     for i in range(4):
@@ -242,8 +242,9 @@ def in_words(result):
         "first 3 steps, s",
     ]
     return (
-        f"{r['machine']}\n\nModel {r['model']}, batch {B} × {T}, {r['precision']}, {r['rounds']} rounds in turns;"
-        f" the step's own matrix products alone: {r['product_gflops']:.0f} GFLOP/s.\n\n{markdown(heads, rows)}"
+        f"{r['machine']}\n\nModel {r['model']}, batch {B} × {T}, {r['precision']},"
+        f" {r['rounds']} rounds in turns; the step's own matrix products alone:"
+        f" {r['product_gflops']:.0f} GFLOP/s.\n\n{markdown(heads, rows)}"
     )
 
 

@@ -223,8 +223,10 @@ def check_prompt(ids, config) -> Tensor:  # (1, T)
 def continue_text(model, tokens, room, draw, compiled):
     "At most `room` ids; `draw` makes one of the last logits."
     cache = KVCache(model, max_len=None if compiled else tokens.size(1) + room)
-    for n in range(room):
-        logits = next_logits(model, new, cache, compiled) if n else model(tokens, cache=cache)[:, -1]
+    new = None
+    for _ in range(room):
+        if new is None: logits = model(tokens, cache=cache)[:, -1]
+        else: logits = next_logits(model, new, cache, compiled)
         new = draw(logits)
         yield new.item()
 

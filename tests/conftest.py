@@ -7,14 +7,15 @@ import threading
 
 import pytest
 
-# A shell that starts the tests in the background tells them to ignore Ctrl-C, and all that they start as well.
+# A shell that starts the tests in the background tells them, and all that they start, to ignore
+# Ctrl-C.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # With several workers a file goes to one of them as a whole. The longest begin, or everybody waits
 # for the last one; what pytest-xdist would put first are the files with the most tests.
-LONGEST = """grading exercises demo launch fault_tolerance files site parallel quantization generation
-workers finetuning serving cli""".split()
+LONGEST = """grading exercises demo launch fault_tolerance files site parallel quantization
+generation workers finetuning serving cli""".split()
 
 
 def pytest_configure(config):
@@ -40,7 +41,7 @@ FLAGS = [
 
 @pytest.fixture(scope="session")
 def browser():
-    "Chromium, headless. Where there is none the test is skipped; in continuous integration it fails."
+    "Chromium, headless; without it the test is skipped, in continuous integration it fails."
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:

@@ -1,4 +1,4 @@
-"""Attention in blocks: values, gradients and errors against float64, costs by the ledger, and the choice of four."""
+"""Attention in blocks: values, gradients, errors against float64, costs, and the choice of four."""
 
 import inspect
 import json
@@ -167,7 +167,7 @@ def test_moments_of_the_error(T, dtype, noise):
 
 
 def test_the_moments_see_a_loss_of_precision():
-    "The measure is worth something: products in 16 bits, as mixed precision would make them, break its bound."
+    "Products in 16 bits, as mixed precision would make them, break the bound of the measure."
     rough = lambda q, k, v: (
         (
             q.bfloat16() @ k.bfloat16().mT / q.size(-1) ** 0.5
@@ -416,7 +416,7 @@ class BottomRight:
 
 
 def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None):
-    "What its documentation says that it takes and computes: (B, M, H, K), equal heads, a kind of mask."
+    "What its documentation says it takes and computes: (B, M, H, K), equal heads, a kind of mask."
     assert query.ndim == key.ndim == value.ndim == 4 and p == 0.0 and scale is None and op is None
     (B, Mq, H, K), Mk = query.shape, key.shape[1]
     assert key.shape == value.shape == (B, Mk, H, K), "xformers does not broadcast"
@@ -488,7 +488,10 @@ def test_xformers_where_it_cannot_run(monkeypatch):
 
 
 def test_xformers_is_not_imported_unasked():
-    code = "import sys, llama_course.training, llama_course.command.cli; assert 'xformers' not in sys.modules"
+    code = (
+        "import sys, llama_course.training, llama_course.command.cli;"
+        " assert 'xformers' not in sys.modules"
+    )
     import subprocess
 
     subprocess.run([sys.executable, "-c", code], check=True)

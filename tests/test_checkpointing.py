@@ -151,7 +151,7 @@ def meta_block(name, parts=Parts(), T=2048):
 
 @pytest.fixture(autouse=True)
 def fused_kernel(monkeypatch):
-    "PyTorch's attention on the meta device is the formula with its T x T matrix; this is the kernel, by name."
+    "On the meta device PyTorch's attention is the formula with a T x T matrix; this is the kernel."
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     monkeypatch.setitem(attention.BACKENDS, "fused", lambda q, k, v: kernel(q, k, v, 0.0, True)[0])
 
@@ -426,7 +426,7 @@ def test_the_command_names_a_wrong_mode(tmp_path):
     ],
 )
 def test_korthikantis_table(h, a, t, tensor_parallel):
-    "The layer of GPT, one GPU's share of it: sbh (10 + 24/t + 5as/(ht)). (Korthikanti et al. 2022, Table 2)"
+    "One GPU's share of a GPT layer: sbh (10 + 24/t + 5as/(ht)) (Korthikanti 2022, Table 2)."
 
     def dropout(x):
         return torch.native_dropout(x, 0.1, True)[0]

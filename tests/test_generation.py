@@ -550,7 +550,7 @@ class Centred(RMSNorm):
     ],
 )
 def test_parts_of_your_own_write_the_same_in_company(parts):
-    model = own_model(parts)
+    model = own_model(Parts(**parts))
     config = model.config
     prompts = [[1], list(range(40)), [9, 8, 7]]
     alone = []
@@ -650,9 +650,12 @@ def test_of_two_stop_strings_in_one_token_the_first_counts():
 # ---- one forward pass: parts of one's own, and any module in place of a part
 
 
-def own_model(parts=dict(attention=Unturned, feed_forward=Ungated, norm=Centred)):  # noqa: B006
+OWN_PARTS = Parts(attention=Unturned, feed_forward=Ungated, norm=Centred)
+
+
+def own_model(parts=OWN_PARTS):
     torch.manual_seed(4)
-    model = Llama(shaken().config, Parts(**parts)).double()
+    model = Llama(shaken().config, parts).double()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) / 4)
@@ -661,7 +664,7 @@ def own_model(parts=dict(attention=Unturned, feed_forward=Ungated, norm=Centred)
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_tree_of_continuations_is_each_of_its_texts(own):
-    "Two texts with one beginning, read at once: places behind the beginning are masked from each other."
+    "Two texts with one beginning, read at once: what follows it is masked from each other."
     model = own_model() if own else shaken(torch.float64)
     start, first, second = torch.randint(97, (5,)), torch.randint(97, (3,)), torch.randint(97, (4,))
     tokens, positions = torch.cat([start, first, second]), torch.tensor([*range(8), *range(5, 9)])
@@ -720,7 +723,7 @@ class Flipped(torch.nn.Module):
     ],
 )
 def test_any_module_in_place_of_a_part(change):
-    "A1: one text, a batch of one and a batch of many are written by the same model, whatever it is made of."
+    "A1: one text, a batch of one and of many are written by the same model, whatever its parts."
     torch.manual_seed(1)
     model = shaken(torch.float64)
     before = list(generate(model, [1, 2, 3], 20, temperature=0))

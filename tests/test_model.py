@@ -441,7 +441,8 @@ def test_loading_takes_the_memory_once(tmp_path):
         from llama_course.model import Llama
         def memory(key):
             return next(int(line.split()[1]) for line in open("/proc/self/status") if key in line)
-        Llama.load(sys.argv[1] + "/small").norm.weight.sum()  # what is imported at first use is not counted
+        # what is imported at first use is not counted
+        Llama.load(sys.argv[1] + "/small").norm.weight.sum()
         open("/proc/self/clear_refs", "w").write("5")  # the peak begins here
         before = memory("VmRSS")
         model = Llama.load(sys.argv[1] + "/large")

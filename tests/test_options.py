@@ -1,4 +1,4 @@
-"An option is named, typed, bounded and explained in one place; a wrong value is one line, wherever it came from."
+"An option is named, typed, bounded and explained in one place; a wrong value is one line."
 
 import dataclasses
 import math
@@ -116,7 +116,7 @@ def test_the_command_line_is_read_by_the_same_class():
         seen.append((job, sampling, as_json))
 
     app.command()(as_command(work))
-    run = lambda *words: CliRunner().invoke(app, words)  # noqa: E731
+    run = lambda *words: CliRunner().invoke(app, words)
     assert run("--weights", "w").exit_code == 0 and seen[-1] == (Job("w"), Sampling(), False)
     done = run(
         "--weights",

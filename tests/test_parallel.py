@@ -1,4 +1,4 @@
-"Many processes: messages, sharding, and that every arrangement of ranks computes what one process computes."
+"Many processes: messages, sharding; every arrangement of ranks computes what one process does."
 
 import os
 import signal
@@ -272,7 +272,7 @@ def test_fsdp_shards_everything_and_moves_3p(n, alone, spread_out):
 
 def test_tensor_parallel_sends_four_messages_a_layer(alone, spread_out):
     P, outer, gains = sizes(alone[False][3].model)
-    stream = logits = 4 * 4 * 32 * 64  # B·T·D and B·T·V  # noqa: F841
+    stream = 4 * 4 * 32 * 64  # B·T·D, and B·T·V as well
     held, messages = spread_out[2][0]["tensor"][3:]
     share = (P - gains) // 2 + gains
     assert held == [share, share, 2 * share]

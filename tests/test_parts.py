@@ -1,4 +1,4 @@
-"""Norm, feed-forward part, rotary positions and attention against references, over random shapes."""
+"""Norm, feed-forward part, rotary positions, attention against references, over random shapes."""
 
 import math
 
@@ -384,7 +384,8 @@ def test_attend_keeps_no_square(H, K):
 
         q, k, v = (torch.randn(1, heads, T, 16, requires_grad=True) for heads in (H, K, K))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            out = attention(q, k, v)  # held, so that no storage is used twice  # noqa: F841
+            out = attention(q, k, v)  # held, so that no storage is used twice
+        assert out.shape == q.shape
         return sum(sizes.values())
 
     assert kept(attend, 1024) < 2.1 * kept(attend, 512)

@@ -1,4 +1,4 @@
-"The site and JupyterLab as a reader sees them: built without a warning, opened in Chromium, offline."
+"The site and JupyterLab as a reader sees them: built without a warning, in Chromium, offline."
 
 import contextlib
 import functools
@@ -59,7 +59,7 @@ def address(site):
 
 @contextlib.contextmanager
 def watched(browser, size):
-    "A tab, and the list of all that goes wrong in it: script errors, missing files, calls to another host."
+    "A tab, and the list of what goes wrong in it: script errors, missing files, other hosts."
     context = browser.new_context(viewport=size)
     tab, wrong = context.new_page(), []
 
@@ -69,7 +69,7 @@ def watched(browser, size):
 
     tab.on("console", lambda message: note(f"console: {message.text}", message.type == "error"))
     tab.on("pageerror", lambda error: note(f"script: {error}"))
-    # a picture that was still on its way when the tab went on to the next page is aborted, and nothing is wrong
+    # a picture still on its way when the tab went on to the next page is aborted: nothing is wrong
     tab.on(
         "requestfailed",
         lambda request: note(
@@ -202,7 +202,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def lab(tmp_path):
-    "`make lab` over a copy of the notebooks: its address, and the page that it would open in a browser."
+    "`make lab` over a copy of the notebooks: its address, and the page that it would open."
     if shutil.which("make") is None:
         pytest.skip("no make: `make lab` cannot be run")
     shutil.copytree(ROOT / "nbs", tmp_path / "root" / "nbs")
@@ -246,7 +246,7 @@ def wait_for(url: str, process, log, seconds: float = 60):
 
 
 def first_output(path: Path) -> int:
-    "The place of a notebook's first code cell that prints something, counted among its code cells from 1."
+    "The place of a notebook's first code cell that prints something, among its code cells, from 1."
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     return next(i for i, cell in enumerate(cells, 1) if cell.outputs)
 

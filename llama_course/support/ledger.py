@@ -107,10 +107,8 @@ class Counter(TorchDispatchMode):
             self.flops += formula(*args, **kwargs, out_val=out)
         if kind := collective_kind(func):
             calls, size = self.collectives.get(kind, (0, 0))
-            self.collectives[kind] = (
-                calls + 1,
-                size + (kind != "barrier" and message_bytes(args, out)),
-            )
+            sent = 0 if kind == "barrier" else message_bytes(args, out)
+            self.collectives[kind] = calls + 1, size + sent
         for ref, t in storages(out).items():
             if ref not in self.given:
                 self.made[ref] = t.untyped_storage().nbytes()
