@@ -147,7 +147,7 @@ class Ledger:
 def ledger(
     function: Callable,  # a function or a module
     *args,  # what it is called with
-    backward: bool = True,  # whether the way back is run, too; gradients end in `.grad`, as ever
+    backward: bool = True,  # whether the backward pass is run, too; gradients end in `.grad`
     **kwargs,
 ) -> Ledger:
     "What function(*args, **kwargs) costs: memory kept, largest tensor, arithmetic, messages."
@@ -165,7 +165,7 @@ def ledger(
 
 
 class Saved(NamedTuple):
-    "A piece of memory that autograd keeps for the way back."
+    "A piece of memory that autograd keeps for the backward pass."
 
     where: str  # function and line that were running, outside of PyTorch
     shape: tuple  # of the tensor that was saved first

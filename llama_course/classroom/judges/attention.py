@@ -662,7 +662,7 @@ def most_flops_of_lean_attention(q, k, v, block):
     return tile_flops(q, k, block)
 
 
-@lean_attention.limit("backward_flops", "nor on the way back: five products a visible tile")
+@lean_attention.limit("backward_flops", "nor in the backward pass: five products a visible tile")
 def most_backward_flops_of_lean_attention(q, k, v, block):
     return tile_flops(q, k, block, products=5)
 
@@ -798,7 +798,7 @@ def masked_tiles_are_computed_in_lean_attention(q, k, v, block):
     return _lean("masked")(q, k, v, block)
 
 
-@lean_attention.mistake("masked tiles on the way back", hint=4)
+@lean_attention.mistake("masked tiles in the backward pass", hint=4)
 def masked_tiles_on_the_way_back(q, k, v, block):
     "The forward pass leaves the masked tiles out, the backward pass still computes them."
     return _lean("back")(q, k, v, block)
@@ -812,7 +812,7 @@ def the_whole_matrix_in_lean_attention(q, k, v, block):
 
 @lean_attention.mistake("the whole matrix, made twice", hint=3)
 def the_whole_matrix_made_twice(q, k, v, block):
-    "Checkpointing keeps nothing, but makes the T x T matrix, and makes it again on the way back."
+    "Checkpointing keeps nothing, but makes the T x T matrix, and again in the backward pass."
     return checkpoint(causal_attention, q, k, v, use_reentrant=False)
 
 

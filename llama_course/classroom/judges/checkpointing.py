@@ -42,7 +42,7 @@ lean_swiglu = Exercise(
         "ctx.save_for_backward.",
         "With s = sigmoid(a): the gradient of b is g a s; that of a is g b s (1 + a (1 - s)),"
         " by the product rule and s' = s (1 - s).",
-        "Save a and b, which exist anyway, and compute s again on the way back. An attribute "
+        "Save a and b, which exist anyway, and compute s again in the backward pass. An attribute "
         "of ctx that holds a tensor made in forward is kept, too. Results and gradients have "
         "the dtype of a and b.",
     ),
@@ -100,7 +100,7 @@ def checkpointed_gate(a, b):
 
 
 class _Again(torch.autograd.Function):
-    "Lets autograd do the work on the way back."
+    "Lets autograd do the work in the backward pass."
 
     @staticmethod
     def forward(ctx, a, b):
@@ -280,7 +280,7 @@ def the_arguments_are_counted(T, D, F, width, checkpointed):
 
 @kept_bytes.mistake("the result is counted", hint=2)
 def the_result_is_counted(T, D, F, width, checkpointed):
-    "The result of the last addition is not needed on the way back, and exists anyway."
+    "The result of the last addition is not needed in the backward pass, and exists anyway."
     return width * T * ((1 if checkpointed else 3) * F + 2 * D)
 
 
@@ -305,7 +305,7 @@ def the_weights_are_taken_for_constants(T, D, F, width, checkpointed):
 
 @kept_bytes.mistake("the checkpoint changes nothing", hint=4)
 def the_checkpoint_changes_nothing(T, D, F, width, checkpointed):
-    "What is made inside the checkpoint is dropped, and computed again on the way back."
+    "What is made inside the checkpoint is dropped, and computed again in the backward pass."
     return width * T * (3 * F + D) if checkpointed else width * T * (3 * F + D)
 
 
@@ -337,9 +337,9 @@ def chain(x, *matrices):
 
 
 def run_keeping(x, matrices, keep):
-    """The chain; the product with matrices[i] is kept for the way back if keep[i], else computed
-    again."""
-    asked = {False: 0, True: 0}  # products met so far: on the way there, and on the way back
+    """The chain; the product with matrices[i] is kept for the backward pass if keep[i], else
+    computed again."""
+    asked = {False: 0, True: 0}  # products met so far: on the way there, and in the backward pass
 
     def policy(ctx, op, *args, **kwargs):
         if op is not torch.ops.aten.mm.default:
@@ -472,7 +472,7 @@ def the_first_ones_as_far_as_they_fit(x, *rest):
 
 @within_budget.mistake("the last ones, as far as they fit", hint=2)
 def the_last_ones_as_far_as_they_fit(x, *rest):
-    "The last ones are needed first on the way back, but that makes them no dearer."
+    "The last ones are needed first in the backward pass, but that makes them no dearer."
     return _by_rule(lambda sizes, costs: lambda i: -i)(x, *rest)
 
 

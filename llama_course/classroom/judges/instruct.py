@@ -517,7 +517,7 @@ def every_answer_token_counts_the_same(seen):
 
 
 @loss_on_answers.limit(
-    "saved_bytes", "the way back needs one number for each logit, and no second copy"
+    "saved_bytes", "the backward pass needs one number for each logit, and no second copy"
 )
 def most_saved_bytes_of_loss_on_answers(logits, tokens, is_answer):
     return logits.nbytes + 64 * tokens.numel()
