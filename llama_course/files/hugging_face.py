@@ -4,7 +4,6 @@ import os
 import shutil
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import safetensors.torch
 import torch
@@ -13,7 +12,13 @@ from torch import Tensor
 
 from llama_course.files.checkpoint import Checkpoint, config_from, named_sources
 from llama_course.formats import StoredTensor, read_safetensors_table
-from llama_course.model import Llama, LlamaConfig, hugging_face_settings, to_hugging_face
+from llama_course.model import (
+    HUGGING_FACE_FIELDS,
+    Llama,
+    LlamaConfig,
+    hugging_face_settings,
+    to_hugging_face,
+)
 from llama_course.support.disk import read_json, write_json
 from llama_course.support.errors import UserError, disk_errors
 
@@ -50,12 +55,9 @@ def hugging_face_config(
     for what, is_odd in odd.items():
         if is_odd:
             raise UserError(f"{path}: {what} not supported.")
-    ours = hugging_face_settings(
-        SimpleNamespace(**{f: f for f in LlamaConfig.__dataclass_fields__})
-    )
     known = {
-        field: settings[theirs]
-        for theirs, field in ours.items()
+        ours: settings[theirs]
+        for ours, theirs in HUGGING_FACE_FIELDS.items()
         if settings.get(theirs) is not None
     }
     known.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
