@@ -250,6 +250,8 @@ class QuantizedLlama(Llama):
         matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
         self.memory, self.places = packed_memory(matrices, config.n_layers, bits)
         for name, shape in shapes.items():
+            if name.endswith(".bias"): raise UserError(f"{name}: quantized layers add no biases: load the"
+                                                       " model without `bits`.")
             path, _, last = name.removesuffix(".weight").rpartition(".")
             owner = self.get_submodule(path)
             if name in matrices: setattr(owner, last, self.places[name])

@@ -1,5 +1,6 @@
 "Runs on many ranks: killed, cut, resumed on other numbers of ranks; and their log."
 
+import dataclasses
 import json
 import os
 import shutil
@@ -271,7 +272,7 @@ def test_wrong_options_are_one_line(changes, text, data, tmp_path, monkeypatch, 
     )
 
 
-def test_gpus_and_marks():
+def test_gpus_and_marks(monkeypatch):
     for name, known in (
         ("NVIDIA A100-SXM4-40GB", "A100-80GB"),
         ("NVIDIA H100 80GB HBM3", "H100-80GB"),
@@ -279,7 +280,13 @@ def test_gpus_and_marks():
         ("NVIDIA GeForce RTX 4090", "RTX-4090"),
     ):
         assert gpu_called(name).flops == GPUS[known].flops
-    assert gpu_called("NVIDIA H100 PCIe") is None and gpu_called("Tesla T4") is None
+    for name in ("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "Tesla T4"):
+        assert gpu_called(name) is None
+    for new in ("A10-24GB", "L4-24GB", "H100-NVL-94GB"):  # parts of names
+        monkeypatch.setitem(GPUS, new, dataclasses.replace(GPUS["A100-80GB"], name=new, flops=1.0))
+    assert gpu_called("NVIDIA L40S") is None and gpu_called("NVIDIA L4").flops == 1
+    assert gpu_called("NVIDIA H100 NVL").flops == 1 and gpu_called("NVIDIA H100 PCIe") is None
+    assert gpu_called("NVIDIA A100-PCIE-40GB").flops == GPUS["A100-80GB"].flops
     line = {"step": 1, "loss": float("inf"), "grad_norm": 1.0}
     assert check_finite(line, "skip") == {
         "step": 1,

@@ -294,3 +294,11 @@ def test_loading_needs_the_packed_bytes_and_some_blocks(path):
 def test_a_table_holds_every_half():
     bits = np.array([0x0000, 0x3C00, 0xC000, 0x7BFF, 0x0001], np.uint16)
     assert quantization.HALVES[bits].tolist() == [0.0, 1.0, -2.0, 65504.0, 2.0**-24]
+
+
+def test_a_bias_is_refused(monkeypatch):
+    "The kernels would leave it out."
+    shapes = quantization.tensor_shapes(SMALL) | {"layers.0.attention.wq.bias": torch.Size([128])}
+    monkeypatch.setattr(quantization, "tensor_shapes", lambda config: shapes)
+    with pytest.raises(UserError, match="wq.bias: quantized layers add no biases"):
+        quantization.QuantizedLlama(SMALL)

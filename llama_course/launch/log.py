@@ -96,12 +96,15 @@ class Log:
 
 def gpu_called(name: str) -> GPU | None:
     "The entry of the planner's list for a GPU that calls itself so; None where it is not known."
-    if re.search("H100 (PCIe|NVL)", name):
-        return None  # a smaller chip than the H100 of the list
+    found: dict[str, GPU] = {}
     for gpu in GPUS.values():
-        if re.sub(r"-\d+GB$", "", gpu.name).replace("-", " ") in name.replace("-", " "):
-            return gpu
-    return None
+        short = re.sub(r"-\d+GB$", "", gpu.name).replace("-", " ")
+        if re.search(rf"\b{short}\b", name.replace("-", " ")):
+            found.setdefault(short, gpu)
+    short = max(found, key=len, default="")
+    if short == "H100" and re.search("H100 (PCIe|NVL)", name):
+        return None  # a smaller chip than the H100 of the list
+    return found.get(short)
 
 
 def own_gpu() -> GPU | None:
