@@ -284,7 +284,7 @@ def test_gpus_and_marks(monkeypatch):
         assert gpu_called(name) is None
     for new in ("A10-24GB", "L4-24GB", "H100-NVL-94GB"):  # parts of names
         monkeypatch.setitem(GPUS, new, dataclasses.replace(GPUS["A100-80GB"], name=new, flops=1.0))
-    assert gpu_called("NVIDIA L40S") is None and gpu_called("NVIDIA L4").flops == 1
+    assert gpu_called("NVIDIA L400") is None and gpu_called("NVIDIA L4").flops == 1
     assert gpu_called("NVIDIA H100 NVL").flops == 1 and gpu_called("NVIDIA H100 PCIe") is None
     assert gpu_called("NVIDIA A100-PCIE-40GB").flops == GPUS["A100-80GB"].flops
     line = {"step": 1, "loss": float("inf"), "grad_norm": 1.0}
