@@ -63,3 +63,15 @@ def test_a_signal_is_noted_once_and_the_second_one_ends_the_process():
 def test_differences_are_named():
     assert differences({"a": {"lr": 1, "b": 2}}, {"a": {"lr": 3, "b": 2}}) == "a lr was 1, is 3"
     assert differences({"a": 1}, {"a": 1}) == "" and differences({}, {"a": 1}) == "a was None, is 1"
+
+
+def outer():
+    return "the module's own"
+
+
+def test_a_patched_method_leaves_a_function_of_its_name_alone():
+    @patch
+    def outer(self: Box):
+        return "the method"
+
+    assert outer() == "the module's own" == globals()["outer"]() and Box(1).outer() == "the method"
