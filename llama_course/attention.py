@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'causal_attention', 'tiles', 'tile_scores', 'online_softmax', 'widened', 'forward_in_tiles',
            'tile_gradients', 'backward_in_tiles', 'without_autocast', 'Blockwise', 'blockwise_attention',
-           'fused_attention', 'load_xformers', 'xformers_attention', 'row_attention', 'check_backend', 'attend',
-           'Attention', 'use_attention']
+           'fused_attention', 'load_xformers', 'xformers_attention', 'row_attention', 'check_backend',
+           'masked_attention', 'attend', 'Attention', 'use_attention']
 
 # %% ../nbs/11_attention.ipynb #c002
 import functools
@@ -251,6 +251,22 @@ def check_backend(
     if backend == "xformers": load_xformers()
 
 
+def masked_attention(
+    q: Tensor,  # (B, H, T, Q)
+    k: Tensor,  # (B, K, S, Q), K divides H
+    v: Tensor,  # (B, K, S, Q)
+    mask: Tensor,  # (B or 1, T, S), bool: True where a query may look
+) -> Tensor:  # (B, H, T, Q)
+    "For each query a weighted mean of the values that the mask lets it see."
+    if q.size(-2) > 1 or q.element_size() > 2 or q.device.type != "cpu":
+        shared = q.size(1) != k.size(1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=shared)
+    # on a CPU the fused kernels are slow for one query in 16 bits; two products of all heads at once are not
+    q = q.squeeze(2).unflatten(1, (k.size(1), -1)) * q.size(-1) ** -0.5  # (B, K, H/K, Q)
+    scores = torch.where(mask[:, None], q @ k.mT, -torch.inf)
+    return (scores.softmax(-1) @ v).flatten(1, 2).unsqueeze(2)
+
+
 def attend(
     q: Tensor,  # (B, H, T, Q), the queries of the last T positions
     k: Tensor,  # (B, K, S, Q), K divides H, S >= T
@@ -258,10 +274,8 @@ def attend(
     backend: str = "sdpa",  # naive, rows, blockwise, sdpa or xformers
     mask: Tensor | None = None,  # (B or 1, T, S), bool: True where a query may look; None: causal
 ) -> Tensor:  # (B, H, T, Q)
-    "Causal attention, computed in the way that `backend` names; with another mask, by PyTorch's kernels."
-    if mask is None: return BACKENDS[backend](q, k, v)
-    shared = q.size(1) != k.size(1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=shared)
+    "Causal attention, computed in the way that `backend` names; with another mask, by `masked_attention`."
+    return BACKENDS[backend](q, k, v) if mask is None else masked_attention(q, k, v, mask)
 
 # %% ../nbs/11_attention.ipynb #c080
 class Attention(nn.Module):

@@ -503,3 +503,19 @@ def test_unknown_names():
     assert list(BACKENDS) == ["naive", "rows", "blockwise", "sdpa", "xformers"]
     assert inspect.signature(attend).parameters["backend"].default == Attention.backend == "sdpa"
     assert BACKENDS["sdpa"] is fused_attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("B", "H", "K", "T", "S"), [(3, 6, 2, 1, 50), (1, 4, 4, 1, 7), (2, 4, 1, 5, 9)]
+)
+def test_a_mask_of_ones_own_is_obeyed_in_every_dtype(dtype, B, H, K, T, S):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(B, n, m, 16).to(dtype) for n, m in ((H, T), (K, S), (K, S)))
+    mask = torch.rand(B, T, S) > 0.5
+    mask[..., 0] = True  # a query that sees nothing has no mean
+    wide = [t.double() for t in (q, k, v)]
+    want = F.scaled_dot_product_attention(*wide, attn_mask=mask[:, None], enable_gqa=True)
+    found = attention.masked_attention(q, k, v, mask)
+    assert found.dtype == dtype and found.shape == q.shape
+    torch.testing.assert_close(found.double(), want, rtol=0, atol=4 * torch.finfo(dtype).eps)
