@@ -24,7 +24,9 @@ def show(cell):
     cell.source = DIRECTIVE.sub("", cell.source)
     data = [output.get("data", {}) for output in cell.outputs]
     texts = [item["text/markdown"] for item in data if "text/markdown" in item]
+    drawings = ["".join(item["text/html"]) for item in data if "text/html" in item]
     if cell.directives_.get("echo:") == ["false"]:
+        texts += [f'<div class="drawing">\n{svg}\n</div>' for svg in drawings if "<svg" in svg]
         if not texts:  # it prepares what a later cell shows
             del cell["source"]
             return

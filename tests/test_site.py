@@ -133,6 +133,15 @@ def test_the_site_has_a_page_for_every_notebook(site):
     assert [path.name for path in NOTEBOOKS if not (site / place(path)).exists()] == []
 
 
+def test_every_drawing_is_on_its_page(site):
+    for path in NOTEBOOKS:
+        outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", [])]
+        made = sum("<svg" in out.get("data", {}).get("text/html", "") for out in outputs)
+        page = (site / place(path)).read_text(encoding="utf-8")
+        assert page.count('<svg role="img"') == made, path.name
+    assert "A loop of four boxes" in (site / "nbs/01_bigram.html").read_text(encoding="utf-8")
+
+
 PROSE = """page => { const copy = page.cloneNode(true);
   copy.querySelectorAll("pre, code").forEach(part => part.remove()); return copy.textContent; }"""
 
