@@ -9,7 +9,7 @@ __all__ = ['GPUS', 'PAPER', 'KEPT', 'MEGATRON', 'TRAFFIC', 'GPU', 'block_matrice
            'bill', 'plan', 'family', 'largest']
 
 # %% ../nbs/19_planner.ipynb #c002
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -90,6 +90,12 @@ class Layout:
     sequence: bool = True  # between the matrices, share the tokens too
     micro_batch: int = 1  # sequences at a time in each data rank
     checkpointing: str = "selective"  # none, selective or full
+    accumulate: int = 1  # micro-batches whose gradients are added up before the optimizer's step
+
+    @property
+    def batch(self) -> int:
+        "Sequences per step, of all ranks together."
+        return self.data * self.micro_batch * self.accumulate
 
 
 def activation_bytes(
@@ -242,7 +248,6 @@ def step_seconds(
     config: LlamaConfig,
     layout: Layout,
     gpu: GPU,
-    batch: int = 2048,  # sequences per step
     seq_len: int = 2048,  # T
     code: str = "eager",  # or "fused", for compiled code
     shares: Shares = Shares(),
@@ -262,8 +267,7 @@ def step_seconds(
         late = max(0, gather - forward) + max(0, gather + reduce - backward)
         copies = 22 * P / t / gpu.memory_rate / shares.moving
         one |= {"data parallel": late + (gather + reduce) / c.n_layers, "copies": copies}
-    rounds = batch // (layout.data * layout.micro_batch)
-    step = {part: rounds * seconds for part, seconds in one.items()}
+    step = {part: layout.accumulate * seconds for part, seconds in one.items()}
     return step | {"optimizer": 32 * P / (layout.data * t) / gpu.memory_rate / shares.moving}
 
 # %% ../nbs/19_planner.ipynb #c049
@@ -289,17 +293,21 @@ def layouts(
     gpus: int,
     gpu: GPU,
     batch: int = 2048,  # sequences per step
+    micro_batch: int | None = None,  # None: every power of two up to 64
 ):
-    "All ways to spread a step: every Layout that divides heads, matrices and batch."
-    c, powers = config, [2**i for i in range(12)]
-    for tensor in (t for t in powers if t <= min(gpu.node, gpus) and gpus % t == 0):
-        sizes = (c.n_heads, c.n_kv_heads, c.hidden_dim, c.vocab_size)
-        data = gpus // tensor
-        if any(size % tensor for size in sizes) or batch % data:
+    "All ways to spread a step: every Layout that divides heads and matrices, its batch as asked or the nearest."
+    c, most = config, min(gpu.node, gpus)
+    for tensor in (t for t in range(1, most + 1) if gpus % t == 0 and most % t == 0):
+        data, sizes = gpus // tensor, (c.n_heads, c.n_kv_heads, c.hidden_dim, c.vocab_size)
+        if any(size % tensor for size in sizes) or data > batch:
             continue
-        micro = [b for b in powers if b <= min(64, batch // data) and batch // data % b == 0]
-        for sequence, b, kind in product((True, False) if tensor > 1 else (True,), micro, KEPT):
-            yield Layout(data, tensor, sequence, b, kind)
+        micro = [micro_batch] if micro_batch else [2**i for i in range(7)]
+        rounds = {b: max(1, round(batch / data / b)) for b in micro if data * b <= batch}
+        off = {b: abs(data * b * n / batch - 1) for b, n in rounds.items()}
+        near = min(off.values(), default=0)  # 0: the ranks divide the batch
+        for b, sequence, kind in product(rounds, (True, False) if tensor > 1 else (True,), KEPT):
+            if off[b] <= (max(near, 1 / 64) if near else 0):
+                yield Layout(data, tensor, sequence, b, kind, rounds[b])
 
 # %% ../nbs/19_planner.ipynb #c080
 @options
@@ -311,11 +319,13 @@ class Planning:
     gpu: str = option("A100-80GB", f"Which: {', '.join(GPUS)}.")
     tokens: float | None = option(
         None, "To train on; the paper's, or 20 per parameter, if left out.", gt=0)
-    batch: int = option(2048, "Sequences per step.", ge=1)
+    batch: int | None = option(
+        None, "Sequences per step: 2048, or what micro-batch and accumulate make.", ge=1)
     seq_len: int = option(2048, "Tokens per sequence.", ge=1)
     tensor: int | None = option(
-        None, "Tensor-parallel ranks; searched if left out, as the next three.", ge=1)
+        None, "Tensor-parallel ranks; searched if left out, as the next four.", ge=1)
     micro_batch: int | None = option(None, "Sequences at a time in each data rank.", ge=1)
+    accumulate: int | None = option(None, "Micro-batches that are added up for a step.", ge=1)
     checkpointing: Literal["none", "selective", "full"] | None = option(
         None, "none, selective or full.")
     sequence: bool | None = option(None, "Sequence parallelism, yes or no.")
@@ -326,8 +336,18 @@ class Planning:
 
     def allows(self, layout: Layout) -> bool:
         "Whether a layout has the fields that were given."
-        fields = ("tensor", "micro_batch", "checkpointing", "sequence")
+        fields = ("tensor", "micro_batch", "accumulate", "checkpointing", "sequence")
         return all(getattr(self, key) in (None, getattr(layout, key)) for key in fields)
+
+    def layouts(self, config: LlamaConfig, gpu: GPU) -> list[Layout]:
+        "All layouts that have the fields that were given."
+        b, rounds = self.micro_batch, self.accumulate
+        if self.batch is None and b and rounds:
+            batches = {b * rounds * self.gpus // t for t in range(1, gpu.node + 1) if self.gpus % t == 0}
+        else:
+            batches = {self.batch or 2048}
+        found = (layouts(config, self.gpus, gpu, batch, b) for batch in batches)
+        return sorted({x for each in found for x in each if self.allows(x)}, key=astuple)
 
 # %% ../nbs/19_planner.ipynb #c057
 def try_all(
@@ -337,14 +357,20 @@ def try_all(
 ) -> list:  # (layout, {part: bytes}, {part: seconds}, or None where it does not fit)
     "Memory and time of every layout that is allowed."
     rows, code = [], "fused" if asked.compiled else "eager"
-    for layout in filter(asked.allows, layouts(config, asked.gpus, gpu, asked.batch)):
+    for layout in asked.layouts(config, gpu):
         parts, seconds = memory(config, layout, asked.seq_len, code), None
         if sum(parts.values()) <= gpu.memory:
-            seconds = step_seconds(config, layout, gpu, asked.batch, asked.seq_len, code)
+            seconds = step_seconds(config, layout, gpu, asked.seq_len, code)
         rows.append((layout, parts, seconds))
     return rows
 
 # %% ../nbs/19_planner.ipynb #c059
+def _cost(row):
+    "By time per sequence; where it does not fit, by memory, after all that does."
+    layout, parts, seconds = row
+    return (1, sum(parts.values())) if seconds is None else (0, sum(seconds.values()) / layout.batch)
+
+
 def _why_not(row, best, gpu) -> str:
     "Why a layout was not chosen."
     layout, parts, seconds = row
@@ -352,18 +378,13 @@ def _why_not(row, best, gpu) -> str:
         part = max(parts, key=parts.get)
         need, room, most = (x / 2**30 for x in (sum(parts.values()), gpu.memory, parts[part]))
         return f"needs {need:.0f} GiB of {room:.0f}, {most:.0f} of them {part}"
-    slower = sum(seconds.values()) / sum(best[2].values()) - 1
-    part = max(seconds, key=lambda part: seconds[part] - best[2][part])
+    slower, ratio = _cost(row)[1] / _cost(best)[1] - 1, best[0].batch / layout.batch
+    part = max(seconds, key=lambda part: ratio * seconds[part] - best[2][part])
     return f"{slower:.1%} slower, most of it in {part}"
 
 # %% ../nbs/19_planner.ipynb #c061
 def _kind(row):
     return row[0].tensor, row[0].sequence, row[0].checkpointing
-
-
-def _cost(row):
-    "By time; where it does not fit, by memory, after all that does."
-    return (1, sum(row[1].values())) if row[2] is None else (0, sum(row[2].values()))
 
 
 def _others(rows, best, gpu) -> list:
@@ -418,19 +439,21 @@ def plan(asked: Planning) -> dict:
         raise UserError(f"no GPU is called {asked.gpu!r}: choose one of {', '.join(GPUS)}.")
     rows = try_all(asked, config, gpu)
     if not rows:
-        raise UserError(f"no such layout of {gpus} GPUs divides heads, node and {asked.batch}"
-                        " sequences: try a power of two, or another --tensor or --micro-batch.")
+        raise UserError(f"no such layout of {gpus} GPUs divides heads, node and {asked.batch or 2048}"
+                        " sequences: give a larger --batch, or another --tensor or --micro-batch.")
     layout, parts, seconds = best = min(rows, key=_cost)
     if seconds is None:
         need, room = sum(parts.values()) / 2**30, gpu.memory / 2**30
         raise UserError(f"it does not fit {gpus} x {gpu.name}: each would need {need:.0f} GiB of"
                         f" {room:.0f}, most of it {max(parts, key=parts.get)}. Take more GPUs, or a"
                         " smaller model.")
-    speed = asked.batch * asked.seq_len / sum(seconds.values()) / gpus
+    speed = layout.batch * asked.seq_len / sum(seconds.values()) / gpus
     N = parameters(config)
     tokens = asked.tokens or (MODELS[asked.model][1] if asked.model in MODELS else 20 * N)
     return {
         "parameters": N, "tokens": tokens, "gpu": gpu.name, "gpus": gpus,
+        "batch": layout.batch, "seq_len": asked.seq_len, "compiled": asked.compiled,
+        "steps": -(-int(tokens) // (layout.batch * asked.seq_len)),
         "tokens_per_second_per_gpu": speed, "mfu": mfu(config, speed, gpu, asked.seq_len),
         **bill(tokens / speed / 3600, gpu, asked), "layout": asdict(layout),
         "memory_gib": {part: size / 2**30 for part, size in parts.items()},

@@ -5,7 +5,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_course.command.plan import plan_lines
+from llama_course.command.plan import plan_lines, run_plan
+from llama_course.files.plan import read_plan, write_plan
 from llama_course.model import Llama, LlamaConfig
 from llama_course.planner import (
     GPUS,
@@ -282,6 +283,7 @@ def test_the_plan_is_the_fastest_that_fits(name, gpus, card):
     assert sum(result["seconds"].values()) == best
     assert result["layout"]["data"] * result["layout"]["tensor"] == gpus
     assert sum(result["memory_gib"].values()) <= result["memory_limit_gib"]
+    assert result["batch"] == 2048
     assert result["tokens_per_second_per_gpu"] == pytest.approx(2048 * 2048 / best / gpus)
     assert result["days"] * 24 * gpus == pytest.approx(result["gpu_hours"])
     assert result["tokens"] / result["tokens_per_second_per_gpu"] / 3600 == pytest.approx(
@@ -348,7 +350,7 @@ def test_the_largest_model_is_the_largest(gpu, gpus):
     [
         lambda: plan(Planning("65B", 8)),
         lambda: plan(Planning("65B", 2048, "A1000")),
-        lambda: plan(Planning("7B", 24)),
+        lambda: plan(Planning("7B", 24, batch=2)),
         lambda: plan(Planning("7B", 0)),
         lambda: plan(Planning("7B", -8)),
         lambda: plan(Planning("8B", 8)),
@@ -363,6 +365,62 @@ def test_what_cannot_be_planned_is_said_in_one_line(wrong):
     with pytest.raises(UserError) as error:
         wrong()
     assert "\n" not in str(error.value) and len(str(error.value)) < 220
+
+
+# --- the plan as a file
+
+
+def test_a_plan_is_a_file_that_is_read_again(tmp_path):
+    asked = Planning("7B", 24, seq_len=1024, compiled=True)
+    result = plan(asked)
+    write_plan(run_plan(asked, result), tmp_path / "plan.json")
+    found = read_plan(tmp_path / "plan.json")
+    assert found == run_plan(asked, result)
+    assert asdict(found.layout) == result["layout"] and found.batch_size == result["batch"]
+    assert found.model == shape("7B") and found.compile and found.seq_len == 1024
+    assert found.expected_memory_gib == result["memory_gib"]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"micro_batches": 2}, "micro_batches"),
+        ({"format": "llama_course plan 9"}, "later"),
+        ({"format": None}, "no plan"),
+        ({"tensor": 2}, "product"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"checkpointing": "some"}, "checkpointing"),
+        ({"model": {"dim": 64}}, "model"),
+    ],
+)
+def test_a_plan_that_is_not_one_is_refused(tmp_path, changes, said):
+    asked, path = Planning("7B", 8), tmp_path / "plan.json"
+    write_plan(run_plan(asked, plan(asked)), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=said):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("gpus", [1, 3, 7, 24])
+@pytest.mark.parametrize("batch", [10, 96, 1000])
+def test_every_number_of_gpus_has_an_answer(gpus, batch):
+    config = LlamaConfig(dim=512, n_layers=4, n_heads=4)
+    if batch < gpus:
+        return
+    result = plan(Planning(config, gpus, batch=batch))
+    layout = Layout(**result["layout"])
+    assert layout.data * layout.tensor == gpus and layout.batch == result["batch"]
+    nearest = min(abs(n * layout.data - batch) for n in range(1, batch + 1))
+    assert abs(layout.batch - batch) <= max(nearest, batch / 64)
+
+
+def test_micro_batch_and_accumulate_make_the_batch():
+    result = plan(Planning("7B", 8, micro_batch=3, accumulate=5))
+    layout = Layout(**result["layout"])
+    assert layout.micro_batch == 3 and layout.accumulate == 5
+    assert result["batch"] == 3 * 5 * layout.data
+    same = plan(Planning("7B", 8, accumulate=4, batch=96))
+    assert same["batch"] == 96 and same["layout"]["accumulate"] == 4
 
 
 # --- the command
