@@ -294,6 +294,7 @@ def layouts(
     gpu: GPU,
     batch: int = 2048,  # sequences per step
     micro_batch: int | None = None,  # None: every power of two up to 64
+    accumulate: int | None = None,  # None: as many as make the batch
 ):
     "All ways to spread a step: every Layout that divides heads and matrices, its batch as asked or the nearest."
     c, most = config, min(gpu.node, gpus)
@@ -302,7 +303,8 @@ def layouts(
         if any(size % tensor for size in sizes) or data > batch:
             continue
         micro = [micro_batch] if micro_batch else [2**i for i in range(7)]
-        rounds = {b: max(1, round(batch / data / b)) for b in micro if data * b <= batch}
+        if accumulate and not micro_batch: micro = [max(1, round(batch / data / accumulate))]
+        rounds = {b: accumulate or max(1, round(batch / data / b)) for b in micro if data * b <= batch}
         off = {b: abs(data * b * n / batch - 1) for b, n in rounds.items()}
         near = min(off.values(), default=0)  # 0: the ranks divide the batch
         for b, sequence, kind in product(rounds, (True, False) if tensor > 1 else (True,), KEPT):
@@ -346,7 +348,7 @@ class Planning:
             batches = {b * rounds * self.gpus // t for t in range(1, gpu.node + 1) if self.gpus % t == 0}
         else:
             batches = {self.batch or 2048}
-        found = (layouts(config, self.gpus, gpu, batch, b) for batch in batches)
+        found = (layouts(config, self.gpus, gpu, batch, b, rounds) for batch in batches)
         return sorted({x for each in found for x in each if self.allows(x)}, key=astuple)
 
 # %% ../nbs/19_planner.ipynb #c057
