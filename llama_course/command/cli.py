@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": "speak",
     "eval": "evaluate",
     "finetune": "train",
+    "export": "export",
     "plan": "plan",
     "grade": "grade",
     "doctor": "doctor",

@@ -1,9 +1,9 @@
 "Hugging Face's folders, read and written: config.json, and model.safetensors or several files."
 
-import os
-import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -11,16 +11,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llama_course.files.checkpoint import Checkpoint, config_from, named_sources
-from llama_course.formats import StoredTensor, read_safetensors_table
+from llama_course.formats import StoredTensor, read_safetensors_table, tensor_shapes
 from llama_course.model import (
     HUGGING_FACE_FIELDS,
     Llama,
     LlamaConfig,
     hugging_face_settings,
+    own_tensors,
     to_hugging_face,
 )
-from llama_course.support.disk import read_json, write_json
-from llama_course.support.errors import UserError, disk_errors
+from llama_course.support.disk import new_folder, read_json, write_json
+from llama_course.support.errors import UserError
 
 
 def safetensors_table(
@@ -97,43 +98,46 @@ def save_hugging_face(
     folder: Path | str,  # must not exist, or be empty
     max_file_bytes: float = 5e9,  # more goes into several files with an index
 ) -> None:
-    "Writes what `LlamaForCausalLM.from_pretrained` reads, whole or not at all."
-    folder = Path(folder)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: choose another folder.")
-    state = {name: t.detach() for name, t in model.state_dict().items()}
-    if model.config.tie_embeddings:
-        del state["output.weight"]
+    "The weights as `LlamaForCausalLM.from_pretrained` reads them, whole or not at all."
+    with new_folder(folder) as beside:
+        tensors = {name: t.detach() for name, t in own_tensors(model).items()}
+        write_hugging_face(tensors, model.config, beside, max_file_bytes)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    "A safetensors file as `transformers` wants it, for everybody to read."
+    contiguous = {name: t.contiguous() for name, t in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode  # what the umask allows; the library would leave 600
+    safetensors.torch.save_file(contiguous, path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
+def write_hugging_face(
+    tensors: Mapping[str, Tensor],  # by Meta's names; each is read when it is written
+    config: LlamaConfig,
+    folder: Path,
+    max_file_bytes: float = 5e9,
+    dtype: torch.dtype | None = None,  # of the tensors, if they are not in memory
+    **more: Any,  # of config.json
+) -> None:
+    "config.json, and the tensors in files of at most so many bytes, with an index of several."
+    dtype = dtype or tensors["norm.weight"].dtype
     about = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "dtype": str(model.norm.weight.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
     }
-    try:
-        with disk_errors(folder):
-            beside.mkdir(parents=True)
-            _write_tensors(state, model.config, beside, max_file_bytes)
-            write_json(beside / "config.json", about | hugging_face_settings(model.config))
-            if folder.exists():
-                folder.rmdir()
-            beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _write_tensors(
-    state: dict[str, Tensor], config: LlamaConfig, folder: Path, max_file_bytes: float
-) -> None:
-    "The tensors in files of at most so many bytes, and the index if there are several."
+    write_json(folder / "config.json", about | hugging_face_settings(config) | more)
+    sizes = {name: s.numel() * dtype.itemsize for name, s in tensor_shapes(config).items()}
     groups: list[list[str]] = [[]]
     size = 0
-    for name, t in state.items():
-        if groups[-1] and size + t.nbytes > max_file_bytes:
+    for name, nbytes in sizes.items():
+        if groups[-1] and size + nbytes > max_file_bytes:
             groups, size = [*groups, []], 0
         groups[-1].append(name)
-        size += t.nbytes
+        size += nbytes
     weight_map: dict[str, str] = {}
     for i, names in enumerate(groups, 1):
         file = (
@@ -141,13 +145,11 @@ def _write_tensors(
             if len(groups) > 1
             else "model.safetensors"
         )
-        tensors = to_hugging_face({name: state[name] for name in names}, config)
-        contiguous = {name: t.contiguous() for name, t in tensors.items()}
-        safetensors.torch.save_file(contiguous, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
+        renamed = to_hugging_face({name: tensors[name] for name in names}, config)
+        save_tensors(renamed, folder / file)
+        weight_map |= dict.fromkeys(renamed, file)
     if len(groups) > 1:
-        total = sum(t.nbytes for t in state.values())
         write_json(
             folder / "model.safetensors.index.json",
-            {"metadata": {"total_size": total}, "weight_map": weight_map},
+            {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map},
         )

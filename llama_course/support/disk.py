@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,26 @@ def atomic_write(
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
+
+
+@contextmanager
+def new_folder(
+    folder,  # must not exist, or be empty
+):
+    "A folder beside it, which takes its place at the end; after an error nothing is there."
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: choose another folder.")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        with disk_errors(folder):
+            beside.mkdir(parents=True)
+            yield beside
+            if folder.exists():
+                folder.rmdir()
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def fingerprint(

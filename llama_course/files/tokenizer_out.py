@@ -1,0 +1,117 @@
+"A tokenizer as others read it: tokenizer.json and its settings for Hugging Face's libraries."
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from llama_course.bpe import BYTE, CONTROL, UNKNOWN
+from llama_course.files.tokenizers import ByteLevelTokenizer, save_tokenizer
+from llama_course.support.disk import atomic_write, read_json, write_json
+from llama_course.support.errors import UserError
+from llama_course.support.optional import need
+from llama_course.tokenizer import META, Tokenizer
+
+# A conversation as `plain_chat` of chapter 23 writes it.
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ 'Answer: ' }}{% endif %}{{ message['content'] }}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nAnswer:' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def sentencepiece_model(
+    tokenizer: Tokenizer,
+) -> Any:  # SentencePiece's ModelProto
+    "All that the tokenizer's model file holds."
+    protobuf = import_module("sentencepiece.sentencepiece_model_pb2")  # slow to import
+    return protobuf.ModelProto.FromString(tokenizer._model.serialized_model_proto())
+
+
+def merges_of_pieces(
+    scores: dict[str, float],  # piece -> score, in the order of the ids
+) -> list[tuple[str, str]]:
+    "Every way to join two pieces into a third, the best piece first: what a score stands for."
+    ids = {piece: i for i, piece in enumerate(scores)}
+    found = [
+        (-score, ids[piece[:cut]], ids[piece[cut:]], piece, cut)
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    ]
+    return [(piece[:cut], piece[cut:]) for *_, piece, cut in sorted(found)]
+
+
+def fast_tokenizer(
+    tokenizer: Tokenizer,
+) -> Any:  # a Tokenizer of the package `tokenizers`
+    "The SentencePiece model in the form of tokenizer.json. Raises `UserError` for unigrams."
+    tokenizers = need("tokenizers", "smollm")
+    model, parts, decoders = (
+        sentencepiece_model(tokenizer),
+        tokenizers.normalizers,
+        tokenizers.decoders,
+    )
+    if model.trainer_spec.model_type != model.trainer_spec.BPE:
+        raise UserError(f"{tokenizer.path} is no BPE model: only merges can be written.")
+    pieces = model.pieces
+    plain = {p.piece: p.score for p in pieces if p.type not in (UNKNOWN, CONTROL, BYTE)}
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab={p.piece: i for i, p in enumerate(pieces)},
+            merges=merges_of_pieces(plain),
+            unk_token=pieces[tokenizer._model.unk_id()].piece,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    words = [p.piece for p in pieces if p.type in (UNKNOWN, CONTROL)]
+    made.add_special_tokens(
+        [tokenizers.AddedToken(word, special=True, normalized=False) for word in words]
+    )
+    prefix = model.normalizer_spec.add_dummy_prefix
+    steps = [parts.Prepend(META)] * prefix + [parts.Replace(" ", META)]
+    made.normalizer = parts.Sequence(steps)
+    back = [decoders.Replace(META, " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence(back + [decoders.Strip(" ", 1, 0)] * prefix)
+    return made
+
+
+def write_tokenizer(
+    tokenizer: Tokenizer | ByteLevelTokenizer,
+    folder: Path,
+    template: str | None,  # of Jinja: how a conversation is written; None: the model does not talk
+    longest: int,  # the model's context
+) -> None:
+    "The tokenizer as `AutoTokenizer` reads it: the same ids as ours, BOS before each text."
+    tokenizers = need("tokenizers", "smollm")
+    save_tokenizer(tokenizer, folder)
+    path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(tokenizer, Tokenizer):
+        made, add_bos = fast_tokenizer(tokenizer), True
+        prefix = bool(sentencepiece_model(tokenizer).normalizer_spec.add_dummy_prefix)
+        about["add_prefix_space"] = prefix  # read by llama.cpp's converter
+        about["unk_token"] = about["pad_token"] = made.id_to_token(tokenizer._model.unk_id())
+    else:
+        made, add_bos = tokenizers.Tokenizer.from_file(str(path)), tokenizer.add_bos
+        about |= read_json(settings) | {"pad_token": made.id_to_token(tokenizer.eos_id)}
+    bos, eos = made.id_to_token(tokenizer.bos_id), made.id_to_token(tokenizer.eos_id)
+    if add_bos:
+        made.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos}:1 $B:1",
+            special_tokens=[(bos, tokenizer.bos_id)],
+        )
+    about |= {
+        "bos_token": bos,
+        "eos_token": eos,
+        "add_bos_token": add_bos,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": longest,
+        "chat_template": template,
+    }
+    with atomic_write(path) as file:
+        file.write(made.to_str().encode())
+    write_json(settings, {name: value for name, value in about.items() if value is not None})
