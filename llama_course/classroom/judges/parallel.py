@@ -1,165 +1,12 @@
-"""What the judge knows of the four exercises in `exercises/17_parallel.ipynb`. Spoilers from
+"""What the judge knows of the three exercises in `exercises/17_parallel.ipynb`. Spoilers from
 here on."""
 
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llama_course.classroom.exercise import Exercise
-from llama_course.collectives import rehearse, ring_all_gather, ring_all_reduce, ring_reduce_scatter
-from llama_course.support.ledger import Counter
-
-
-def on_stage(deal):
-    """How an answer is used: answer(wire, *arguments of the rank) for each rank; a list of what
-    they return."""
-
-    def call(answer, *args):
-        counter = _get_current_dispatch_mode()
-
-        def play(wire, *mine):
-            if not isinstance(counter, Counter):
-                return answer(wire, *mine)
-            with counter:
-                return answer(wire, *mine)
-
-        results, wires = rehearse(play, deal(*args))
-        if isinstance(counter, Counter):
-            sent = sum(w.messages for w in wires), sum(w.sent for w in wires)
-            if sent[0]:
-                counter.collectives["send"] = sent
-        return results
-
-    return call
-
-
-reduce_scatter = Exercise(
-    "reduce_scatter",
-    chapter="17_parallel",
-    kind="rebuild",
-    call=on_stage(lambda parts: [(list(own),) for own in parts]),
-    points={"values": 5, "invariant": 2, "ledger": 3},
-    hints=(
-        "Every part has to travel to one rank and be added up on the way, or there. Who sends"
-        " what to whom?",
-        "In a ring: begin with part rank - 1. In each of N - 1 steps send what you hold to "
-        "rank + 1, receive from rank - 1, and add your own part of the same number: in step s"
-        " that is part rank - 1 - s.",
-        "All numbers modulo N. Send before you receive, or everybody waits. The sum is a new "
-        "tensor: a + b, not a += b. A rank need not send more than N - 1 parts.",
-    ),
-)
-
-
-@reduce_scatter.cases
-def cases_of_reduce_scatter(seed: int):
-    random = torch.Generator().manual_seed(seed)
-    for n, shape, dtype in (
-        (1, (3,), torch.float32),
-        (4, (6,), torch.float64),
-        (2, (4,), torch.float32),
-        (3, (2, 5), torch.float32),
-        (5, (3, 2), torch.float32),
-    ):
-        yield (torch.randn(n, n, *shape, generator=random).to(dtype),)  # [who has it, who gets it]
-
-
-@reduce_scatter.reference
-def truth_of_reduce_scatter(parts):
-    return list(parts.sum(0))
-
-
-reduce_scatter.right(ring_reduce_scatter)
-
-
-@reduce_scatter.right
-def everybody_to_everybody(wire, parts):
-    for to in range(wire.size):
-        if to != wire.rank:
-            wire.send(parts[to], to)
-    others = [wire.recv(parts[0], source) for source in range(wire.size) if source != wire.rank]
-    return sum(others, parts[wire.rank])
-
-
-@reduce_scatter.invariant("a rank's result depends on the parts for that rank alone")
-def a_ranks_result_depends_on_the_parts_for_that_rank_alone(seen):
-    parts = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(1))
-    other = parts.clone()
-    other[:, 1:] += 1
-    return torch.equal(seen(parts).value[0], seen(other).value[0])
-
-
-@reduce_scatter.limit("collective_bytes", "each rank sends N - 1 parts and no more")
-def most_collective_bytes_of_reduce_scatter(parts):
-    return (len(parts) - 1) * parts.nbytes // len(parts)
-
-
-def _ring(wire, parts, first=-1, steps=None, back=False):
-    "The ring, with a place for each mistake."
-    n, r = wire.size, wire.rank
-    moving, way = parts[(r + first) % n], -1 if back else 1
-    for step in range(1, n if steps is None else steps):
-        wire.send(moving, (r + way) % n)
-        moving = wire.recv(moving, (r - way) % n) + parts[(r + first - step * way) % n]
-    return moving
-
-
-@reduce_scatter.mistake("the own part alone", hint=1)
-def the_own_part_alone(wire, parts):
-    "parts[rank] is only this rank's term of the sum."
-    return parts[wire.rank]
-
-
-@reduce_scatter.mistake("the part of a neighbour", hint=2)
-def the_part_of_a_neighbour(wire, parts):
-    "The ring began with part rank, so it ends with part rank + 1: begin with rank - 1."
-    return _ring(wire, parts, first=0)
-
-
-@reduce_scatter.mistake("one step too few", hint=2)
-def one_step_too_few(wire, parts):
-    "N ranks need N - 1 steps: one rank's term is missing."
-    return _ring(wire, parts, steps=wire.size - 1)
-
-
-@reduce_scatter.mistake("a mean", hint=2)
-def a_mean(wire, parts):
-    "The sum is divided by the number of ranks: that is for the caller to decide."
-    return _ring(wire, parts) / wire.size
-
-
-@reduce_scatter.mistake("all wait", hint=3)
-def all_wait(wire, parts):
-    "Every rank receives before it sends: each waits for the other."
-    moving = parts[wire.rank - 1]
-    for step in range(1, wire.size):
-        got = wire.recv(moving, (wire.rank - 1) % wire.size)
-        wire.send(moving, (wire.rank + 1) % wire.size)
-        moving = got + parts[(wire.rank - 1 - step) % wire.size]
-    return moving
-
-
-@reduce_scatter.mistake("parts are changed in place", hint=3)
-def parts_are_changed_in_place(wire, parts):
-    "+= writes into the caller's gradient."
-    for step in range(1, wire.size):
-        wire.send(parts[(wire.rank - step) % wire.size], (wire.rank + 1) % wire.size)
-        own = parts[(wire.rank - 1 - step) % wire.size]
-        own += wire.recv(own, (wire.rank - 1) % wire.size)
-    return parts[wire.rank].clone()
-
-
-@reduce_scatter.mistake("an all-reduce, of which one part is kept", hint=3)
-def an_all_reduce_of_which_one_part_is_kept(wire, parts):
-    "Every rank gets all sums and throws all but one away: twice the bytes."
-    return ring_all_reduce(wire, torch.stack(parts))[wire.rank]
-
-
-@reduce_scatter.mistake("all parts to everybody", hint=3)
-def all_parts_to_everybody(wire, parts):
-    "Each rank sends all its parts to all others: N times the bytes."
-    return sum(p[wire.rank] for p in ring_all_gather(wire, torch.stack(parts)))
-
+from llama_course.classroom.judges.collectives import on_stage
+from llama_course.collectives import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 
 sharded_step = Exercise(
     "sharded_step",
@@ -194,16 +41,31 @@ def cases_of_sharded_step(seed: int):
     draw = lambda *shape: torch.randn(*shape, generator=random)
     for n, size, step, lr in ((1, 6, 1, 0.01), (2, 8, 3, 0.1), (3, 12, 40, 0.02), (4, 16, 2, 0.05)):
         yield draw(size), draw(n, size), 0.3 * draw(size), draw(size).square() + 0.1, step, lr
+    tiny = 1e-7 * draw(2, 8)  # as small as eps, the first step, and one that is zero
+    tiny[:, 3] = 0
+    yield draw(8), tiny, torch.zeros(8), torch.zeros(8), 1, 0.1
 
 
 def _adamw(
-    weights, grad, mean, square, step, lr, decay=0.1, b1=0.9, b2=0.95, eps=1e-8, corrected=True
+    weights,
+    grad,
+    mean,
+    square,
+    step,
+    lr,
+    decay=0.1,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    corrected=True,
+    root=False,
 ):
     "New weights and averages."
     mean, square = mean + (1 - b1) * (grad - mean), b2 * square + (1 - b2) * grad**2
     one, two = (1 - b1**step, 1 - b2**step) if corrected else (1, 1)
+    size = (square / two + eps).sqrt() if root else (square / two).sqrt() + eps
     return (
-        weights * (1 - lr * decay) - lr * (mean / one) / ((square / two).sqrt() + eps),
+        weights * (1 - lr * decay) - lr * (mean / one) / size,
         mean,
         square,
     )
@@ -270,7 +132,7 @@ def all_ranks_end_with_the_same_weights(seen):
     "collective_bytes", "a reduce-scatter of the gradient and an all-gather of the weights"
 )
 def most_collective_bytes_of_sharded_step(weights, grads, *_):
-    return 2 * (len(grads) - 1) * weights.nbytes
+    return 2 * (len(grads) - 1) * weights.nbytes // len(grads)
 
 
 @sharded_step.mistake("gradients are summed, not averaged", hint=2)
@@ -300,6 +162,18 @@ def no_bias_correction(wire, weights, grad, mean, square, step, lr):
     return _sharded(wire, weights, grad, mean, square, step, lr, corrected=False)
 
 
+@sharded_step.mistake("eps is left out", hint=3)
+def eps_is_left_out(wire, weights, grad, mean, square, step, lr):
+    "A gradient that has always been zero is 0/0 without eps."
+    return _sharded(wire, weights, grad, mean, square, step, lr, eps=0.0)
+
+
+@sharded_step.mistake("eps inside the root", hint=3)
+def eps_inside_the_root(wire, weights, grad, mean, square, step, lr):
+    "Adam adds eps to the root, RMSNorm adds it under the root: 1e-8 under the root is 1e-4 beside."
+    return _sharded(wire, weights, grad, mean, square, step, lr, root=True)
+
+
 @sharded_step.mistake("no weight decay", hint=3)
 def no_weight_decay(wire, weights, grad, mean, square, step, lr):
     "The W of AdamW is missing: the weight times 1 - lr * 0.1."
@@ -327,128 +201,183 @@ def every_rank_updates_everything(wire, weights, grad, mean, square, step, lr):
     return new[0], *(t.chunk(wire.size)[wire.rank] for t in new[1:])
 
 
-parallel_mlp = Exercise(
-    "parallel_mlp",
+parallel_swiglu = Exercise(
+    "parallel_swiglu",
     chapter="17_parallel",
-    kind="extend",
-    factor=32.0,
+    kind="rebuild",
+    factor=256.0,
     call=on_stage(
-        lambda x, w1, w2, w3, n: [
-            (x, *shards) for shards in zip(w1.chunk(n), w2.chunk(n, dim=1), w3.chunk(n))
+        lambda x, w1, w2, w3, grad, n: [
+            (x, *shards, grad) for shards in zip(w1.chunk(n), w2.chunk(n, dim=1), w3.chunk(n))
         ]
     ),
-    points={"values": 5, "invariant": 2, "ledger": 3},
+    points={"values": 5, "invariant": 1, "ledger": 4},
     hints=(
         "What can a rank compute of silu(W1 x) * W3 x, with some rows of W1 and W3? And of W2"
-        " times that?",
-        "A rank's rows of W1 and W3 give some elements of the inner vector, and these are "
-        "what its columns of W2 are multiplied with. Nothing has to be sent until then.",
-        "The result of W2's columns is one term of a sum over ranks: ring_all_reduce, once, "
-        "at the end.",
+        " times that? Nothing has to be sent until then.",
+        "The result of W2's columns is one term of a sum over ranks: one all-reduce gives y. Going "
+        "back, `grad` is the whole gradient already, and every rank has it.",
+        "With h = silu(a) * b: what arrives at h is grad @ w2, and w2 gets grad^T h, both local. "
+        "Then a gets (grad @ w2) * b * silu'(a), b gets (grad @ w2) * silu(a), with silu'(a) = s "
+        "(1 + a (1 - s)) and s the sigmoid of a.",
+        "x went into every rank's rows of W1 and W3, so its gradient is a sum over ranks: add the "
+        "two terms of this rank, then one all-reduce. torch.autograd.grad may do the local part.",
     ),
 )
 
 
-@parallel_mlp.cases
-def cases_of_parallel_mlp(seed: int):
+@parallel_swiglu.cases
+def cases_of_parallel_swiglu(seed: int):
     random = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=random) / shape[-1] ** 0.5
-    for n, B, T, D, F_ in ((1, 1, 3, 8, 12), (2, 2, 3, 8, 24), (3, 1, 5, 6, 18), (4, 2, 2, 8, 32)):
-        yield 3 * draw(B, T, D), draw(F_, D), draw(D, F_), draw(F_, D), n
+    for n, B, T, D, F_ in ((1, 1, 3, 8, 12), (2, 2, 3, 8, 24), (3, 1, 5, 6, 18), (4, 2, 3, 8, 32)):
+        dtype = torch.float64 if n == 3 else torch.float32
+        tensors = 3 * draw(B, T, D), draw(F_, D), draw(D, F_), draw(F_, D), draw(B, T, D)
+        yield *(t.to(dtype) for t in tensors), n
 
 
-@parallel_mlp.reference
-def truth_of_parallel_mlp(x, w1, w2, w3, n):
-    return [F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2)] * n
+@parallel_swiglu.reference
+def truth_of_parallel_swiglu(x, w1, w2, w3, grad, n):
+    leaves = [t.detach().requires_grad_() for t in (x, w1, w2, w3)]
+    with torch.enable_grad():
+        inner = F.silu(F.linear(leaves[0], leaves[1])) * F.linear(leaves[0], leaves[3])
+        y = F.linear(inner, leaves[2])
+    dx, *grads = torch.autograd.grad(y, leaves, grad)
+    shards = zip(grads[0].chunk(n), grads[1].chunk(n, dim=1), grads[2].chunk(n))
+    return [(y.detach(), dx, *own) for own in shards]
 
 
-@parallel_mlp.right
-def with_an_all_reduce(wire, x, w1, w2, w3):
-    return ring_all_reduce(wire, F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2))
+def _keep(wire, tensor):
+    return tensor
 
 
-@parallel_mlp.right
-def with_reduce_scatter_and_all_gather(wire, x, w1, w2, w3):
-    a, b = (x @ torch.cat([w1, w3]).mT).chunk(2, -1)
-    rows = torch.nn.functional.pad(
-        (a * a.sigmoid() * b @ w2.mT).flatten(), (0, -x.numel() % wire.size)
-    )
-    own = ring_reduce_scatter(wire, list(rows.chunk(wire.size)))
-    return torch.cat(ring_all_gather(wire, own))[: x.numel()].view(x.shape)
+def _mean(wire, tensor):
+    return ring_all_reduce(wire, tensor) / wire.size
 
 
-@parallel_mlp.invariant("which rank has which inner elements does not matter")
+def _twofold(wire, *terms):
+    return sum(ring_all_reduce(wire, term) for term in terms)
+
+
+def _swiglu(
+    wire, x, w1, w2, w3, grad, *, y_of=ring_all_reduce, arriving=_keep, x_of=ring_all_reduce,
+    weights_of=_keep, slope=None, apart=False, swapped=False,
+):  # fmt: skip
+    "Forward and backward on one rank, with a place for each mistake."
+    if swapped:
+        w1, w3 = w3, w1
+    a, b = F.linear(x, w1), F.linear(x, w3)
+    gate = a.sigmoid()
+    h = a * gate * b
+    y, grad = y_of(wire, F.linear(h, w2)), arriving(wire, grad)
+    to_h = grad @ w2
+    to_a = to_h * b * (slope(a) if slope else gate * (1 + a * (1 - gate)))
+    to_b = to_h * a * gate
+    rows = lambda t: t.flatten(0, 1)
+    of_w1, of_w3 = (rows(t).T @ rows(x) for t in (to_a, to_b))
+    if swapped:
+        of_w1, of_w3 = of_w3, of_w1
+    of_weights = [weights_of(wire, t) for t in (of_w1, rows(grad).T @ rows(h), of_w3)]
+    terms = to_a @ w1, to_b @ w3
+    return y, _twofold(wire, *terms) if apart else x_of(wire, sum(terms)), *of_weights
+
+
+parallel_swiglu.right(_swiglu)
+
+
+@parallel_swiglu.right
+def with_autograd_on_each_rank(wire, x, w1, w2, w3, grad):
+    leaves = [t.detach().clone().requires_grad_() for t in (x, w1, w2, w3)]
+    x_, one, two, three = leaves
+    with torch.enable_grad():
+        term = (F.silu(x_ @ one.T) * (x_ @ three.T)) @ two.T
+    of_x, *of_weights = torch.autograd.grad(term, leaves, grad)
+    y, of_x = ring_all_reduce(wire, torch.stack([term.detach(), of_x]))  # both in one message
+    return y, of_x, *of_weights
+
+
+@parallel_swiglu.invariant("which rank has which inner elements does not matter")
 def which_rank_has_which_inner_elements_does_not_matter(seen):
-    x, w1, w2, w3, n = list(parallel_mlp.make_cases(3))[3]
+    x, w1, w2, w3, grad, n = list(parallel_swiglu.make_cases(3))[3]
     order = torch.randperm(len(w1), generator=torch.Generator().manual_seed(0))
-    other = seen(x, w1[order], w2[:, order], w3[order], n).value[1]
-    return torch.allclose(seen(x, w1, w2, w3, n).value[1], other, atol=1e-5)
+    one = seen(x, w1, w2, w3, grad, n).value[1][:2]
+    other = seen(x, w1[order], w2[:, order], w3[order], grad, n).value[1][:2]
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one, other))
 
 
-@parallel_mlp.limit("collective_bytes", "one all-reduce of a tensor as large as x")
-def most_collective_bytes_of_parallel_mlp(x, w1, w2, w3, n):
-    return 2 * (n - 1) * 4 * n * -(-x.numel() // n)
+@parallel_swiglu.limit("collective_bytes", "one all-reduce as large as x forward, and one back")
+def most_collective_bytes_of_parallel_swiglu(x, w1, w2, w3, grad, n):
+    return 2 * 2 * (n - 1) * x.element_size() * -(-x.numel() // n)
 
 
-@parallel_mlp.limit("flops", "all ranks together multiply what one would")
-def most_flops_of_parallel_mlp(x, w1, w2, w3, n):
-    return 2 * 3 * x.numel() * len(w1)
+@parallel_swiglu.limit("flops", "all ranks together multiply what one would: nine products")
+def most_flops_of_parallel_swiglu(x, w1, w2, w3, grad, n):
+    return 9 * 2 * x.numel() * len(w1)
 
 
-def _inner(x, w1, w3):
-    return F.silu(F.linear(x, w1)) * F.linear(x, w3)
+@parallel_swiglu.mistake("y is not summed", hint=2)
+def y_is_not_summed(*args):
+    "A rank's y is only its own term of the sum over ranks."
+    return _swiglu(*args, y_of=_keep)
 
 
-@parallel_mlp.mistake("the sum is missing", hint=3)
-def the_sum_is_missing(wire, x, w1, w2, w3):
-    "A rank's result is only its own term."
-    return F.linear(_inner(x, w1, w3), w2)
-
-
-@parallel_mlp.mistake("a mean", hint=3)
-def a_mean_in_parallel_mlp(wire, x, w1, w2, w3):
+@parallel_swiglu.mistake("y is a mean", hint=2)
+def y_is_a_mean(*args):
     "The terms are summed and then divided by N: the ranks hold terms here, not copies."
-    return ring_all_reduce(wire, F.linear(_inner(x, w1, w3), w2)) / wire.size
+    return _swiglu(*args, y_of=_mean)
 
 
-@parallel_mlp.mistake("the residual in the sum", hint=3)
-def the_residual_in_the_sum(wire, x, w1, w2, w3):
-    "x is added on every rank before the all-reduce, so N times; it is not asked for at all."
-    return ring_all_reduce(wire, x + F.linear(_inner(x, w1, w3), w2))
+@parallel_swiglu.mistake("the gradient of x is not summed", hint=4)
+def the_gradient_of_x_is_not_summed(*args):
+    "x is used by every rank's rows: its gradient is the sum of what comes back from all of them."
+    return _swiglu(*args, x_of=_keep)
 
 
-@parallel_mlp.mistake("no gate", hint=1)
-def no_gate(wire, x, w1, w2, w3):
-    "W3 x is left out."
-    return ring_all_reduce(wire, F.linear(F.silu(F.linear(x, w1)), w2))
+@parallel_swiglu.mistake("the gradient of x is a mean", hint=4)
+def the_gradient_of_x_is_a_mean(*args):
+    "Data-parallel ranks average their gradients; here each rank has one term of a sum."
+    return _swiglu(*args, x_of=_mean)
 
 
-@parallel_mlp.mistake("silu on the other branch", hint=1)
-def silu_on_the_other_branch(wire, x, w1, w2, w3):
+@parallel_swiglu.mistake("the arriving gradient is summed", hint=2)
+def the_arriving_gradient_is_summed(*args):
+    "Every rank has the whole gradient already: their sum is N times as large."
+    return _swiglu(*args, arriving=ring_all_reduce)
+
+
+@parallel_swiglu.mistake("gradients of weights are summed", hint=3)
+def gradients_of_weights_are_summed(*args):
+    "Each rank has other rows and columns: their gradients are its own, and nothing is to be added."
+    return _swiglu(*args, weights_of=ring_all_reduce)
+
+
+@parallel_swiglu.mistake("silu's slope is the sigmoid", hint=3)
+def the_slope_of_silu_is_the_sigmoid(*args):
+    "silu(a) = a s(a) has two factors that depend on a: the slope is s + a s (1 - s)."
+    return _swiglu(*args, slope=torch.sigmoid)
+
+
+@parallel_swiglu.mistake("silu on the other branch", hint=1)
+def silu_on_the_other_branch(*args):
     "The gate is silu(W1 x); you gate with silu(W3 x)."
-    return ring_all_reduce(wire, F.linear(_inner(x, w3, w1), w2))
+    return _swiglu(*args, swapped=True)
 
 
-@parallel_mlp.mistake("the inner vector is gathered", hint=2)
-def the_inner_vector_is_gathered(wire, x, w1, w2, w3):
-    """All inner elements travel to all ranks, and each uses its own: nothing needs sending
-    before W2."""
-    inner = torch.cat(ring_all_gather(wire, _inner(x, w1, w3)), -1).chunk(wire.size, -1)[wire.rank]
-    return ring_all_reduce(wire, F.linear(inner, w2))
+@parallel_swiglu.mistake("two sums for x", hint=4)
+def two_sums_for_x(*args):
+    "Right in value, but the terms of W1 and of W3 are sent one by one: add them on the rank first."
+    return _swiglu(*args, apart=True)
 
 
-@parallel_mlp.mistake("all results to everybody", hint=3)
-def all_results_to_everybody(wire, x, w1, w2, w3):
-    "An all-gather of N whole terms sends N/2 times what an all-reduce does."
-    return sum(ring_all_gather(wire, F.linear(_inner(x, w1, w3), w2)))
-
-
-@parallel_mlp.mistake("the weights are gathered", hint=2)
-def the_weights_are_gathered(wire, x, w1, w2, w3):
-    """Every rank collects all weights and computes everything: that is neither less work nor
-    less memory."""
-    w1, w3 = (torch.cat(ring_all_gather(wire, w)) for w in (w1, w3))
-    return F.linear(_inner(x, w1, w3), torch.cat(ring_all_gather(wire, w2), 1))
+@parallel_swiglu.mistake("the weights are gathered", hint=1)
+def the_weights_are_gathered(wire, x, w1, w2, w3, grad):
+    "Right in value, but every rank collects all weights: that saves neither work nor memory."
+    w1, w3, w2 = (
+        torch.cat(ring_all_gather(wire, w), dim) for w, dim in ((w1, 0), (w3, 0), (w2, 1))
+    )
+    whole = _swiglu(wire, x, w1, w2, w3, grad, y_of=_keep, x_of=_keep)
+    own = lambda t, dim=0: t.chunk(wire.size, dim)[wire.rank]
+    return *whole[:2], own(whole[2]), own(whole[3], 1), own(whole[4])
 
 
 clip_shards = Exercise(
@@ -479,12 +408,13 @@ def cases_of_clip_shards(seed: int):
         (4, 8, 5, 100.0),
     ):
         yield torch.randn(n, size, generator=random), torch.randn(gains, generator=random), max_norm
+    yield torch.zeros(2, 3), torch.zeros(2), 1.0
 
 
 @clip_shards.reference
 def truth_of_clip_shards(shards, gains, max_norm):
     norm = (shards.square().sum() + gains.square().sum()).sqrt()
-    scale = min(1.0, max_norm / norm.item())
+    scale = min(1.0, max_norm / max(norm.item(), 1e-300))
     return [(shard * scale, gains * scale, norm) for shard in shards]
 
 
@@ -523,7 +453,7 @@ def into_how_many_shards_a_gradient_is_cut_does_not_matter(seen):
     "collective_bytes", "one number of each rank, in an all-reduce that pads it to N"
 )
 def most_collective_bytes_of_clip_shards(shards, gains, max_norm):
-    return 2 * (len(shards) - 1) * len(shards) * 4
+    return 2 * (len(shards) - 1) * 4
 
 
 @clip_shards.mistake("the code as it was given", hint=1)
