@@ -19,7 +19,8 @@ from llama_course.classroom import (
 )
 from llama_course.classroom.exercise import load_exercises
 from llama_course.classroom.generate import generate_exercises
-from llama_course.classroom.grade import grade, gradescope
+from llama_course.classroom.grade import grade
+from llama_course.classroom.gradescope import gradescope
 from llama_course.classroom.supervisor import Limits
 from llama_course.support.errors import UserError
 from llama_course.support.forkserver import ForkServer
@@ -76,7 +77,6 @@ def test_solutions_get_full_marks_and_exercises_none():
             rows = grade(ROOT / folder / path.name)["exercises"]
             found |= {row["name"] for row in rows}
             for row in rows:
-                assert set(row) == {"name", "points", "max_points", "passed", "messages"}
                 assert row["points"] == share * row["max_points"], row
                 assert row["passed"] == bool(share) and bool(row["messages"]) != bool(share)
     assert found == set(EXERCISES)
@@ -394,9 +394,10 @@ def test_files_outside_its_folder_are_safe_where_the_kernel_helps(tmp_path):
 
 
 def test_limits_are_those_that_were_asked_for(tmp_path):
-    limits = Limits(cell_seconds=1, total_seconds=6)  # on a busy machine, too
+    limits = Limits(cell_seconds=1, total_seconds=8)  # on a busy machine, too
     result = grade(write(tmp_path, NORM, *["while True: pass"] * 9, BLOCK), limits)
-    assert "time is up" in str(result)
+    assert points(result) == {"rms_norm": 10, "lean_rms_norm": 0, "pre_norm_block": 10}, result
+    assert "only its definitions count" in str(result)
     result = grade(
         write(tmp_path, *["while True: pass"] * 7, NORM, BLOCK), Limits(cell_seconds=0.3)
     )
@@ -456,14 +457,10 @@ def test_what_is_missing_is_said_with_the_path(tmp_path):
 
 
 def test_bad_paths_are_told_in_one_line(tmp_path):
-    empty, two, none = tmp_path / "empty", tmp_path / "two", tmp_path / "none"
-    for folder in (empty, two, none):
+    empty, none = tmp_path / "empty", tmp_path / "none"
+    for folder in (empty, none):
         folder.mkdir()
-    (
-        write(two, NORM, name="a.ipynb"),
-        write(two, NORM, name="b.ipynb"),
-        write(none, "def other(): pass"),
-    )
+    write(none, "def other(): pass")
     files = {
         "text.ipynb": b"hello",
         "binary.ipynb": bytes(range(256)),
@@ -480,7 +477,6 @@ def test_bad_paths_are_told_in_one_line(tmp_path):
     for path in (
         tmp_path / "missing.ipynb",
         empty,
-        two,
         none,
         *(tmp_path / name for name in files),
     ):
@@ -509,7 +505,7 @@ def test_a_folder_of_notebooks(tmp_path):
         "shift_keys": 0,
         "decode_step": 0,
     }
-    assert any("no exercise in it" in note for note in result["notes"])
+    assert any("answers no exercise" in note for note in result["notes"])
 
 
 def test_a_foreign_message_costs_only_its_own_notebook(tmp_path):

@@ -69,17 +69,17 @@ def test_what_was_sent_is_what_comes():
         {"x": 0.1, 2: True},
         torch,
     )
-    protocol.send(ours, {"found": ["f"], "replaced": []}, tree)
+    protocol.send(ours, {"found": ["f"], "replaced": [], "turn": 7}, tree)
     reply, (a, b, c, d) = protocol.receive_reply(theirs, NamesReply)
     assert (
-        reply == NamesReply(found=["f"], replaced=[])
+        reply == NamesReply(found=["f"], replaced=[], turn=7)
         and a.stride() == (1, 3)
         and a.dtype == torch.bfloat16
     )
     assert b[:4] == [1, "two", None, b"3"] and math.isnan(b[4]) and c == {"x": 0.1, 2: True}
     assert type(d).__name__ == "module" and type(d) is not type(torch)
     with pytest.raises(ValueError):
-        protocol.send(ours, {}, torch.zeros(protocol.LARGEST_MESSAGE // 8, dtype=torch.float64))
+        protocol.send(ours, {}, torch.zeros(protocol.LARGEST_BLOB // 8, dtype=torch.float64))
 
 
 SEEN = {
@@ -91,6 +91,7 @@ SEEN = {
     "backward_flops": 4,
     "collectives": {"all_reduce": [1, 8]},
     "replaced": [],
+    "turn": 1,
 }
 
 
@@ -158,7 +159,7 @@ def test_a_long_cell_is_read_at_once(source, tmp_path):
     notebooks.defined_names(source)
     found = notebooks.read_notebook(write(tmp_path, source)).claims
     assert found == (["rope"] if "rope" in source else [])
-    worker.python_only(source[:50000])
+    notebooks.python_only(source[:50000])
 
 
 def test_names_are_found_where_they_are_defined():

@@ -1,116 +1,244 @@
-"Scores for notebooks: their code runs in workers, and the judgement is made here."
+"Scores for what one learner has handed in: the code runs in workers, the judgement is made here."
 
 import functools
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from llama_course.classroom.exercise import EXERCISES, Exercise
+from llama_course.classroom.exercise import EXERCISES, Exercise, load_exercises
 from llama_course.classroom.judge import AnswerLost, judge
-from llama_course.classroom.notebooks import Submission, read_notebook
+from llama_course.classroom.notebooks import Notebook, Unreadable
 from llama_course.classroom.report import Report
-from llama_course.classroom.supervisor import Limits, NotebookRun
+from llama_course.classroom.sources import Entry
+from llama_course.classroom.submissions import File, newness, notebooks_of
+from llama_course.classroom.supervisor import Limits, NotebookRun, read_behind_fence
 from llama_course.support.errors import UserError
+
+GRADED, IN_PART, DUPLICATE = "graded", "graded in part", "duplicate"
+EMPTY, NOT_A_NOTEBOOK, TOO_LARGE = "empty", "not a notebook", "too large"
+FENCED_OFF = "fenced off"
+NO_TIME = "the time for all files of one student is up"
+STATUSES = (GRADED, IN_PART, DUPLICATE, EMPTY, NOT_A_NOTEBOOK, TOO_LARGE, FENCED_OFF)
+
+
+@dataclass
+class Outcome:
+    "What became of one learner's files."
+
+    files: list[dict] = field(default_factory=list)  # {"file", "status", "reason"}
+    exercises: list[dict] = field(default_factory=list)  # see `_row`
+    notes: list[str] = field(default_factory=list)
+    prints: dict[str, str] = field(default_factory=dict)  # fingerprints of the answers
+
+    def add(self, file: File, status: str, reason: str = "") -> None:
+        "Notes what became of a file."
+        self.files.append({"file": file.shown, "status": status, "reason": reason})
 
 
 def grade(
-    path: str | Path,  # a notebook, or a folder of notebooks
+    path: str | Path,  # a notebook, or the folder of one learner's notebooks
     limits: Limits = Limits(),  # of time and memory, for each notebook
     seed: int = 0,  # of the cases
-) -> (
-    dict
-):  # {"exercises": [{"name", "points", "max_points", "passed", "messages"}], "notes": [...]}
-    """Scores of all exercises in a notebook or a folder of notebooks.
+) -> dict:
+    """Scores of all exercises that a learner has handed in: "exercises", "files", "notes".
 
-    Raises `UserError` for a path that holds no notebook, and for notebooks that answer nothing, or
-    the same twice.
+    Raises `UserError` where there is no notebook, or none that can be graded.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
-    files = sorted(path.glob("*.ipynb")) if path.is_dir() else [path]
-    if not files:
+    paths = sorted(path.glob("*.ipynb")) if path.is_dir() else [path]
+    if not paths:
         raise UserError(f"no notebook (.ipynb) in the folder {path}")
-    submissions = [read_notebook(file) for file in files]
-    if not any(submission.claims for submission in submissions):
-        some = ", ".join(sorted(EXERCISES)[:5])
-        raise UserError(f"{path} answers no exercise: it defines none of {some} and the others")
-    for name in EXERCISES:
-        twice = [str(submission.path) for submission in submissions if name in submission.claims]
-        if len(twice) > 1:
-            both = " and ".join(twice[:2])
-            raise UserError(f"{both} both answer {name}: grade one of them, by its path")
-    result: dict = {"exercises": [], "notes": []}
-    for submission in submissions:
-        rows, notes = _grade_notebook(submission, limits, seed) if submission.claims else ([], [])
-        state = "graded" if rows else "no exercise in it"
-        result["exercises"] += rows
-        result["notes"] += [f"{submission.path}: {state}", *notes]
-    return result
+    outcome = grade_files([_file(path) for path in paths], limits, seed)
+    if not outcome.exercises:
+        reasons = "; ".join(f"{f['file']} is {f['status']}: {f['reason']}" for f in outcome.files)
+        raise UserError(reasons[:450])
+    states = [
+        f"{file['file']}: {file['status']}" + (f" ({file['reason']})" if file["reason"] else "")
+        for file in outcome.files
+    ]
+    return {
+        "exercises": outcome.exercises,
+        "files": outcome.files,
+        "notes": states + outcome.notes,
+    }
+
+
+def seconds_in_all(files: list[File], limits: Limits) -> float:
+    "How long all files of one learner may take together."
+    return limits.total_seconds * max(1, min(len(files), 3))
+
+
+def grade_files(
+    files: list[File],  # of one learner
+    limits: Limits = Limits(),
+    seed: int = 0,
+) -> Outcome:
+    "What became of the files; of several tries at an exercise the newest with an answer counts."
+    load_exercises()
+    notebooks, remark = notebooks_of(files)
+    outcome = Outcome(notes=[remark] if remark else [])
+    if not notebooks:
+        _nothing_to_read(files, outcome)
+    end = time.monotonic() + seconds_in_all(notebooks, limits)
+    read: list[tuple[File, Notebook]] = []
+    for file in notebooks:
+        if time.monotonic() > end:
+            outcome.add(file, FENCED_OFF, NO_TIME)
+            continue
+        if file.refused:
+            status = TOO_LARGE if "too large" in file.refused else NOT_A_NOTEBOOK
+            outcome.add(file, status, file.refused)
+            continue
+        try:
+            notebook = read_behind_fence(file.path, limits)
+        except Unreadable as error:
+            outcome.add(file, error.status, error.reason)
+            continue
+        if notebook.claims:
+            read.append((file, notebook))
+        else:
+            some = ", ".join(sorted(EXERCISES)[:3])
+            reason = f"it answers no exercise: it defines none of {some} and the others"
+            outcome.add(file, EMPTY, reason)
+    for file, notebook, tasks in _share_out(read, outcome):
+        left = end - time.monotonic()
+        within = replace(limits, total_seconds=min(limits.total_seconds, max(left, 1.0)))
+        _grade_notebook(file, notebook, tasks, within, seed, outcome)
+    return outcome
+
+
+def _file(path: Path) -> File:
+    "A file that lies where it may be read."
+    state = path.stat()
+    return File(
+        str(path), path, newness(Entry(str(path), state.st_size, state.st_mtime), path.name)
+    )
+
+
+def _nothing_to_read(files: list[File], outcome: Outcome) -> None:
+    "Notes what there is where no notebook is."
+    for file in files[:20]:
+        large = "too large" in file.refused
+        reason = file.refused or "give an .ipynb file"
+        outcome.add(file, TOO_LARGE if large else NOT_A_NOTEBOOK, reason)
+    if not files:
+        outcome.files.append({"file": "", "status": EMPTY, "reason": "no file was handed in"})
+
+
+def _share_out(
+    read: list[tuple[File, Notebook]],  # the newest first
+    outcome: Outcome,
+) -> list[tuple[File, Notebook, list[Exercise]]]:
+    "Which notebook each exercise is judged in."
+    owner: dict[str, int] = {}
+    for answered in (True, False):
+        for place, (_, notebook) in enumerate(read):
+            for name in notebook.claims:
+                if (name not in notebook.blank) == answered:
+                    owner.setdefault(name, place)
+    for task in EXERCISES.values():  # what is missing is said of the notebook of its chapter
+        chapter = [owner[name] for name in owner if EXERCISES[name].chapter == task.chapter]
+        if chapter:
+            owner.setdefault(task.name, min(chapter))
+    shared = []
+    for place, (file, notebook) in enumerate(read):
+        tasks = [task for task in EXERCISES.values() if owner.get(task.name) == place]
+        if tasks:
+            shared.append((file, notebook, tasks))
+        else:
+            newer = read[min(owner[name] for name in notebook.claims)][0]
+            outcome.add(file, DUPLICATE, f"{newer.shown} is the one that counts")
+    return shared
 
 
 def _grade_notebook(
-    submission: Submission, limits: Limits, seed: int
-) -> tuple[list[dict], list[str]]:
-    "Rows for the exercises of a notebook's chapters, and notes about it."
-    chapters = {EXERCISES[name].chapter for name in submission.claims}
-    tasks = [task for task in EXERCISES.values() if task.chapter in chapters]
-    run = NotebookRun(submission.path, submission.sources, limits)
-    try:
-        results = _grade_answers(run, tasks, seed)
-    finally:
-        run.stop()
-    rows = []
-    for task in tasks:
-        report = results[task.name]
-        if isinstance(report, str):
-            looks = [(look, 0, most, "") for look, most in task.points.items()]
-            report = Report(task.name, looks, [report])
-        row = {"name": task.name, "points": report.points, "max_points": report.max_points}
-        rows.append(row | {"passed": report.passed, "messages": report.messages})
-    return rows, [f"{submission.path}: {note}" for note in run.notes.values()]
-
-
-def _grade_answers(run: NotebookRun, tasks: list[Exercise], seed: int) -> dict[str, Report | str]:
-    "Exercise -> report, or a message, each judged in a worker that no other answer has broken."
+    file: File,
+    notebook: Notebook,
+    tasks: list[Exercise],
+    limits: Limits,
+    seed: int,
+    outcome: Outcome,
+) -> None:
+    "Judges the exercises of one notebook."
+    run = NotebookRun(notebook, limits)
+    lost = ""
     results: dict[str, Report | str] = {}
     try:
         run.start()
         found = run.found([task.name for task in tasks])
-        for task in tasks:
+        for number, task in enumerate(tasks):
             if task.name in found:
-                results[task.name] = _judge_in(run, task, seed)
+                left = max(run.deadline - time.monotonic(), 0.0)
+                share = time.monotonic() + left / (len(tasks) - number)
+                results[task.name] = _judge_in(run, task, seed, share)
             else:
                 others = ", ".join(found) or "none of its chapter"
-                results[task.name] = f"no function {task.name} in {run.path} (found: {others})"
-    except AnswerLost as lost:
-        return {task.name: f"{run.path}: {lost}" for task in tasks} | results
-    return results
+                results[task.name] = f"no function {task.name} in {file.shown} (found: {others})"
+    except AnswerLost as error:
+        lost = str(error)
+    finally:
+        run.stop()
+    for task in tasks:
+        result = results.get(task.name, f"{file.shown}: {lost}")
+        outcome.exercises.append(_row(task, result))
+    mine = {task.name for task in tasks}
+    outcome.prints |= {n: p for n, p in notebook.prints.items() if n in mine}
+    outcome.notes += [f"{file.shown}: {note}" for note in run.notes.values()]
+    met = list(dict.fromkeys(run.limits_met + ([lost] if lost else [])))
+    if not results:
+        outcome.add(file, FENCED_OFF, lost)
+    elif met:
+        outcome.add(file, IN_PART, "; ".join(met[:3]) + ("; and more" if len(met) > 3 else ""))
+    elif all(task.name in notebook.blank or task.name not in notebook.claims for task in tasks):
+        outcome.add(file, EMPTY, "none of its exercises is answered")
+    else:
+        outcome.add(file, GRADED)
 
 
-def _judge_in(run: NotebookRun, task: Exercise, seed: int) -> Report | str:
+def _judge_in(run: NotebookRun, task: Exercise, seed: int, share: float) -> Report | str:
     """The report on one answer. If the worker dies, a second try goes without what the cells
     started."""
+    message = ""
     for bare in (False, True):
-        assert run.worker
         try:
-            return judge(task, functools.partial(run.worker.observe, task), seed)
+            worker = run.worker if run.worker and not bare else run.start(bare)
+        except AnswerLost:
+            if bare:
+                break
+            raise
+        worker.share = share
+        try:
+            return judge(task, functools.partial(worker.observe, task), seed)
         except AnswerLost as lost:
             message = f"the call of {task.name} was ended: {lost}"
-        run.start(bare=not bare)
+        except Exception as error:  # what came back was too odd for the judge
+            message = f"{task.name} could not be judged: {type(error).__name__} in the judge itself"
+        run.stop()
+        if time.monotonic() > share:
+            break
+    run.limits_met.append(message)
     return message
 
 
-def gradescope(
-    result: dict,  # from `grade`
-) -> dict:
-    "The same scores as Gradescope's results.json wants them."
-    tests = [
-        {
-            "name": row["name"],
-            "score": row["points"],
-            "max_score": row["max_points"],
-            "status": "passed" if row["passed"] else "failed",
-            "output": "\n".join(row["messages"]),
-        }
-        for row in result["exercises"]
-    ]
-    return {"tests": tests, "output": "\n".join(result["notes"]), "visibility": "visible"}
+def _row(task: Exercise, result: Report | str) -> dict[str, Any]:
+    "One exercise, as JSON can hold it."
+    if isinstance(result, str):
+        looks = [(look, 0, most, "") for look, most in task.points.items()]
+        result = Report(task.name, looks, [result])
+    mistake = None
+    if suspect := getattr(result, "mistake", None):
+        mistake = {"name": suspect.name, "hint": suspect.hint}
+        mistake["text"] = task.hints[suspect.hint - 1]
+    return {
+        "name": task.name,
+        "chapter": task.chapter,
+        "points": result.points,
+        "max_points": result.max_points,
+        "passed": result.passed,
+        "messages": result.messages,
+        "looks": [list(row) for row in result.looks],
+        "mistake": mistake,
+    }

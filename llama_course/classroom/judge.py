@@ -97,10 +97,11 @@ def judge(
         most = exercise.points[look]
         rows.append((look, 0 if failed else most, most, remark))
     messages = [f"{fault.look}: {fault.text}"] if fault else []
-    if fault and (mistake := suspect(trial, fault, seen)):
+    mistake = suspect(trial, fault, seen) if fault else None
+    if mistake:
         advice = f'hint("{exercise.name}", {mistake.hint}) helps.'
         messages.append(f'This looks like "{mistake.name}": {mistake.remark} {advice}')
-    return Report(exercise.name, rows, messages)
+    return Report(exercise.name, rows, messages, mistake)
 
 
 def make_case(exercise: Exercise, args: Any, seed: int) -> Case:

@@ -9,13 +9,14 @@ import json
 import socket
 import struct
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-LARGEST_MESSAGE = 1 << 28  # bytes
+LARGEST_BODY = 1 << 23  # bytes of JSON: as Python's objects they take up to thirty times as many
+LARGEST_BLOB = 1 << 26  # bytes of tensors
 SCALARS = (bool, int, float, str)
 
 
@@ -27,6 +28,7 @@ class Reply(BaseModel):
     "What a worker says."
 
     model_config = ConfigDict(strict=True, extra="forbid")
+    turn: Annotated[int, Field(ge=0, lt=1 << 62)]  # the number that came with the question
     replaced: list[str]  # names that the judge counts with, and that the code has replaced
 
 
@@ -40,6 +42,17 @@ class NamesReply(Reply):
     "Which of the names that were asked for are functions."
 
     found: list[str]
+
+
+class ReadReply(Reply):
+    "What a notebook file holds, or why it is none."
+
+    status: Literal["", "not a notebook", "empty", "too large"]  # empty: it can be read
+    reason: str
+    sources: list[tuple[int, str]]  # of its code cells
+    claims: list[str]  # exercises that it has to do with
+    blank: list[str]  # those of them whose task is as it was given out
+    prints: dict[str, str]  # those that are answered: what stays of the answer without its names
 
 
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
@@ -110,7 +123,7 @@ def send(sock: socket.socket, message: dict, tree: Any = None) -> None:
     tensors: dict[str, Tensor] = {}
     body = json.dumps({"message": message, "tree": pack_tree(tree, tensors)}).encode()
     blob = safetensors.torch.save(tensors) if tensors else b""
-    if len(body) + len(blob) > LARGEST_MESSAGE:
+    if len(body) > LARGEST_BODY or len(blob) > LARGEST_BLOB:
         raise ValueError(f"{len(body) + len(blob):,} bytes are more than a message may have")
     sock.sendall(struct.pack(">QQ", len(body), len(blob)) + body + blob)
 
@@ -133,7 +146,7 @@ def receive(
         return bytes(data)
 
     sizes = struct.unpack(">QQ", read(16))
-    if sum(sizes) > LARGEST_MESSAGE:
+    if sizes[0] > LARGEST_BODY or sizes[1] > LARGEST_BLOB:
         raise ForeignMessage("it is too large")
     body, blob = read(sizes[0]), read(sizes[1])
     try:
@@ -153,5 +166,5 @@ def receive_reply(
     message, tree = receive(sock, watch)
     try:
         return kind.model_validate_json(json.dumps(message)), tree
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         raise ForeignMessage(f"no {kind.__name__}") from None

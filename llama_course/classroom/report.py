@@ -2,6 +2,7 @@
 
 import html
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -11,6 +12,7 @@ class Report:
     name: str  # of the exercise
     looks: list[tuple]  # rows (look, points, of how many, remark)
     messages: list[str]  # what is wrong and where to look; empty where all is well
+    mistake: Any = None  # the known mistake (`exercise.Mistake`) that the answer looks like
 
     @property
     def points(self) -> int:

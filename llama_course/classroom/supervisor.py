@@ -2,7 +2,9 @@
 
 import atexit
 import contextlib
+import math
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 from llama_course.classroom.exercise import Exercise
 from llama_course.classroom.judge import AnswerLost
+from llama_course.classroom.notebooks import Notebook, Unreadable
 from llama_course.classroom.observation import Observation, tidy
 from llama_course.classroom.protocol import (
     AnyReply,
@@ -20,6 +23,7 @@ from llama_course.classroom.protocol import (
     ForeignMessage,
     NamesReply,
     ObservationReply,
+    ReadReply,
     receive_reply,
     send,
 )
@@ -33,6 +37,10 @@ SET_VARIABLES = {
     "MPLBACKEND": "Agg", "USER": "learner",
 }  # fmt: skip
 FOREIGN = "what came back is no message: it wrote to the judge's own channel"
+TIME_IS_UP = "the notebook's time is up"
+SHARE_IS_UP = "its share of the notebook's time is up"
+READ_SECONDS = 30.0  # for reading a notebook's file
+MOST_NOTES = 100  # about the cells of a notebook
 ENDED = "it ended its process (os._exit, a crash, or a limit of memory)"
 
 
@@ -40,10 +48,10 @@ ENDED = "it ended its process (os._exit, a crash, or a limit of memory)"
 class Limits:
     "What a notebook may use."
 
-    memory: int = 4 << 30  # bytes, beyond what Python and PyTorch need
+    memory: int = 1 << 30  # bytes, beyond what Python and PyTorch need
     cell_seconds: float = 30.0  # for one cell
     call_seconds: float = 10.0  # for one call of an answer
-    total_seconds: float = 300.0  # for the whole notebook, all runs together
+    total_seconds: float = 120.0  # for the whole notebook; its cells may take half of them
     processes: int = 64  # at the same time
 
 
@@ -138,6 +146,7 @@ class AnswerProcess:
         folder: Path,  # of the notebook
     ):
         self.limits, self.deadline = limits, deadline
+        self.share = math.inf  # on the same clock: the end of what one of several answers may take
         fence = Fence(
             readable=tuple(readable_folders(folder)),
             seconds=max(1.0, deadline - time.monotonic() + 5),  # the judge's own clock comes first
@@ -166,20 +175,24 @@ class AnswerProcess:
         self, kind: type[AnyReply], seconds: float, message: dict, tree: Any = None
     ) -> tuple[AnyReply, Any]:
         "The reply. Raises `AnswerLost` if it takes too long, breaks a limit, ends, talks nonsense."
-        since = time.monotonic()
+        since, deadline = time.monotonic(), min(self.deadline, self.share)
 
         def watch() -> None:
             now = time.monotonic()
-            if now > self.deadline:
-                raise AnswerLost("the notebook's time is up")
+            if now > deadline:
+                raise AnswerLost(TIME_IS_UP if now > self.deadline else SHARE_IS_UP)
             if now > since + seconds:
-                raise AnswerLost(f"it took longer than {seconds:g} s")
+                raise AnswerLost(f"it took longer than {seconds:.3g} s")
 
+        turn = secrets.randbits(60)  # a message that lies there already does not know it
         try:
             self.sock.settimeout(seconds)
-            send(self.sock, message, tree)
+            send(self.sock, message | {"turn": turn}, tree)
             self.sock.settimeout(0.1)
-            return receive_reply(self.sock, kind, watch)
+            reply, values = receive_reply(self.sock, kind, watch)
+            if reply.turn != turn:
+                raise ForeignMessage("an answer to something else")
+            return reply, values
         except AnswerLost:
             self.close()
             raise
@@ -231,8 +244,27 @@ def observation(reply: ObservationReply, values: Any, n_args: int, n_grads: int)
     error = tidy(reply.error, 400)
     if reply.replaced:
         error = f"the call replaces {tidy(reply.replaced[0])}, which the judge counts with"
-    counts = reply.model_dump(exclude={"replaced", "error"})
+    counts = reply.model_dump(exclude={"replaced", "error", "turn"})
     return Observation(value=values["value"], grads=grads, error=error, **counts)
+
+
+def read_behind_fence(
+    path: Path,  # of a notebook, whoever wrote it
+    limits: Limits,
+) -> Notebook:
+    "The notebook, read where nothing can come of it. Raises `Unreadable`."
+    process = AnswerProcess(limits, time.monotonic() + READ_SECONDS, path.resolve().parent)
+    process.deadline = time.monotonic() + READ_SECONDS  # until here the first one imported
+    try:
+        ask = {"do": "read", "path": str(path.resolve())}
+        reply, _ = process.ask(ReadReply, READ_SECONDS, ask)
+    except AnswerLost as lost:
+        raise Unreadable(path, "too large", f"reading it was ended: {lost}") from None
+    finally:
+        process.close()
+    if reply.status:
+        raise Unreadable(path, reply.status, tidy(reply.reason))
+    return Notebook(path, reply.sources, reply.claims, reply.blank, reply.prints)
 
 
 class NotebookRun:
@@ -240,14 +272,17 @@ class NotebookRun:
 
     def __init__(
         self,
-        path: Path,  # of the notebook: its folder is where it may import from
-        sources: list[tuple[int, str]],  # (number, source) of its code cells
+        notebook: Notebook,  # its folder is where it may import from
         limits: Limits,
     ):
-        self.path, self.sources, self.limits = path, sources, limits
-        self.deadline = time.monotonic() + limits.total_seconds
-        self.how = {number: "whole" for number, _ in sources}
+        self.path, self.sources, self.limits = notebook.path, notebook.sources, limits
+        now = time.monotonic()
+        self.deadline = now + limits.total_seconds
+        self.cells_left = limits.total_seconds / 2  # seconds for the cells, all runs together
+        self.last_run = 0.0  # seconds that the cells took
+        self.how = {number: "whole" for number, _ in self.sources}
         self.notes: dict[tuple, str] = {}
+        self.limits_met: list[str] = []  # which cell or answer, which limit
         self.worker: AnswerProcess | None = None
 
     def start(
@@ -255,7 +290,7 @@ class NotebookRun:
         bare: bool = False,  # run the definitions of the cells alone
     ) -> AnswerProcess:
         "A worker that has run the cells. Raises `AnswerLost` if no time is left."
-        self.bare = bare
+        self.bare = bare or self.last_run > self.cells_left
         for _ in range(2 * len(self.how) + 2):
             self.stop()
             worker = AnswerProcess(self.limits, self.deadline, self.path.resolve().parent)
@@ -265,7 +300,10 @@ class NotebookRun:
                     f"run without a fence ({worker.not_fenced}): its code was not kept from files"
                 )
                 self.notes[0, ""] = text
-            if self.run_cells(worker):
+            since = time.monotonic()
+            whole = self.run_cells(worker)
+            self.last_run = time.monotonic() - since
+            if whole:
                 return worker
         raise AnswerLost("no worker survived the cells of this notebook")
 
@@ -282,37 +320,54 @@ class NotebookRun:
 
     def note(self, number: int, text: str) -> None:
         "Notes something about a cell, once."
-        if text:
+        if text and len(self.notes) < MOST_NOTES:
             self.notes.setdefault((number, text), f"cell {number}: {text}")
 
     def run_cells(self, worker: AnswerProcess) -> bool:
         "Runs the cells; False where one of them broke the worker. Then it is cut down."
         for number, source in self.sources:
-            if self.how[number] == "nothing":
+            if self.how[number] == "nothing" or not source.strip():
                 continue
-            whole = self.how[number] == "whole" and not self.bare
+            if self.cells_left < -self.limits.total_seconds / 4:
+                self.note(number, "no time is left for this cell and the next ones")
+                return True
+            whole = self.how[number] == "whole" and not self.bare and self.cells_left > 0
             ask = {"do": "cell", "number": number, "source": source, "whole": whole}
+            since = time.monotonic()
+            # the definitions alone take no time, unless somebody wants them to
+            seconds = min(self.limits.cell_seconds, max(self.cells_left, 1.0) if whole else 10.0)
             try:
-                reply, _ = worker.ask(CellReply, self.limits.cell_seconds, ask)
+                reply, _ = worker.ask(CellReply, seconds, ask)
             except AnswerLost as lost:
                 if time.monotonic() > self.deadline:
                     raise
                 self.cut_down(number, whole, str(lost))
                 return False
+            finally:
+                self.cells_left -= time.monotonic() - since
+            if whole and self.cells_left <= 0:
+                self.out_of_time(number)
             self.note(number, tidy(reply.note))
             if reply.replaced:
                 names = tidy(", ".join(reply.replaced))
                 self.note(number, f"it replaced {names}; the originals were put back")
         return True
 
+    def out_of_time(self, number: int) -> None:
+        "The cells have used their time: of those that follow only the definitions are run."
+        half = f"the cells have used their {self.limits.total_seconds / 2:g} s"
+        self.note(number, f"{half}; of the next ones only the definitions count")
+        self.limits_met.append(f"after cell {number} {half}")
+
     def cut_down(self, number: int, whole: bool, reason: str) -> None:
         "Less of a cell that broke its worker is run the next time."
         if self.bare:
             self.how[number] = "nothing"
-        elif whole and len(self.notes) < 5:
+        elif whole and len(self.limits_met) < 5:
             self.how[number] = "definitions"
         else:
             self.bare = True  # perhaps what an earlier cell has started: none is run as a whole
         left_out = self.how[number] == "nothing"
         consequence = "it is left out" if left_out else "only its definitions count"
         self.note(number, f"{reason}; {consequence}")
+        self.limits_met.append(f"cell {number}: {reason}")

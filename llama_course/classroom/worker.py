@@ -10,12 +10,12 @@ import gc
 import importlib
 import json
 import linecache
-import re
 import socket
 import struct
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -23,23 +23,11 @@ import torch
 
 from llama_course.classroom import compare, observation, protocol
 from llama_course.classroom.exercise import load_exercises
+from llama_course.classroom.notebooks import Unreadable, python_only, read_notebook
 from llama_course.classroom.observation import Observation, one_line
 from llama_course.support import ledger
 from llama_course.support.forkserver import Lives
 from llama_course.support.ledger import Counter, Ledger
-
-
-def python_only(source: str) -> tuple[str, str]:
-    "A cell without IPython's magics and shell lines, and a note if there were any."
-    try:
-        ast.parse(source)
-        return source, ""
-    except SyntaxError:
-        if re.match(r"\s*%%(?!time\b|timeit\b|capture\b)", source):
-            return "", "a cell magic was left out"
-        special = r"^([ \t]*)([%!?]|[\w.]+\?+[ \t]*$).*$"
-        kept = re.sub(special, r"\1pass", source, flags=re.MULTILINE)
-        return kept, "" if kept == source else "lines for IPython or the shell were left out"
 
 
 def definitions_only(source: str) -> str:
@@ -134,6 +122,18 @@ def import_early() -> None:
         importlib.import_module(name)  # some of it replaces names in torch
 
 
+def reading(path: str) -> dict:
+    "A notebook file as a reply: whoever wrote it may have meant to break its reader."
+    reply = {"status": "", "reason": "", "sources": [], "claims": [], "blank": [], "prints": {}}
+    try:
+        notebook = vars(read_notebook(Path(path)))
+        return reply | {name: notebook[name] for name in reply.keys() & notebook.keys()}
+    except Unreadable as error:
+        return reply | {"status": error.status, "reason": error.reason}
+    except MemoryError:
+        return reply | {"status": "too large", "reason": "to be read in the memory that it has"}
+
+
 def answers(
     fds: list[int],  # a socket to the judge
     folder: str,  # the notebook's, from which it may import
@@ -153,6 +153,8 @@ def answers(
         values = None
         if ask["do"] == "cell":
             reply["note"] = run(main, ask["number"], ask["source"], ask["whole"])
+        elif ask["do"] == "read":
+            reply = reading(ask["path"])
         elif ask["do"] == "names":
             reply["found"] = [n for n in ask["names"] if callable(main.__dict__.get(n))]
         else:
@@ -160,7 +162,7 @@ def answers(
             answer, how = main.__dict__[name], {"wrt": tuple(ask["wrt"]), "cotangent": cotangent}
             reply = vars(watch(answer, *args, **how, call=calls[name]))
             values = {"value": reply.pop("value"), "grads": reply.pop("grads")}
-        reply["replaced"] = put_back()
+        reply |= {"replaced": put_back(), "turn": ask["turn"]}
         try:
             send(sock, reply, values)
         except ValueError as error:
