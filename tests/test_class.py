@@ -28,10 +28,10 @@ from hostile import (
     write_all,
 )
 
-from llama_course.classroom import sources
+from llama_course.classroom import places
 from llama_course.classroom.classes import exit_status, grade_class
+from llama_course.classroom.places import Folder, Zip, open_place
 from llama_course.classroom.similarity import fingerprints, similar_pairs
-from llama_course.classroom.sources import Folder, Zip, open_source
 from llama_course.classroom.submissions import find_students, lay_out, notebooks_of
 from llama_course.classroom.supervisor import Limits
 from llama_course.support.errors import UserError
@@ -172,7 +172,7 @@ def test_equal_answers_are_a_hint(graded):
 def test_a_second_call_grades_only_what_is_new(graded):
     home, expected, result, _ = graded
     folder = home / "week1"
-    kept = home / "week1-scores" / sources.KEPT
+    kept = home / "week1-scores" / places.KEPT_FOLDER
     before = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
     (folder / "adler_10001_99999_08_norm-2.ipynb").write_bytes(notebook(NO_ROOT, BLOCK))
     done = command(folder, "--csv", "--seconds", "16")
@@ -246,7 +246,7 @@ def test_each_layout_is_told_by_its_names(layout, packed, tmp_path):
             for name, data in LAYOUTS[layout].items():
                 file.writestr(name, data)
         home = tmp_path / "class.zip"
-    source = open_source(home)
+    source = open_place(home)
     people = find_students(source)
     names = [student.name.lower().replace(" ", "") for student in people.students]
     assert people.is_class and len(names) == 2, names
@@ -285,7 +285,7 @@ def test_a_copy_does_not_stop_a_learners_folder(tmp_path):
 
 
 def test_a_zip_leads_nowhere_and_is_no_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LARGEST_FILE", 4 << 20)
+    monkeypatch.setattr(places, "LARGEST_FILE", 4 << 20)
     path = tmp_path / "class.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("anna/08_norm.ipynb", BOTH)
@@ -332,7 +332,7 @@ def test_a_zip_leads_nowhere_and_is_no_bomb(tmp_path, monkeypatch):
     assert not outside
     (tmp_path / "no.zip").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match="no zip file"):
-        open_source(tmp_path / "no.zip")
+        open_place(tmp_path / "no.zip")
 
 
 def test_links_and_pipes_are_not_read(tmp_path):
@@ -370,7 +370,7 @@ def test_a_class_that_is_killed_goes_on(tmp_path):
     line = [sys.executable, "-m", "llama_course", "grade", str(tmp_path / "class")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
-    kept = tmp_path / "class-scores" / sources.KEPT
+    kept = tmp_path / "class-scores" / places.KEPT_FOLDER
     end = time.monotonic() + 120
     while len(list(kept.glob("[!.]*.json"))) < 2 and time.monotonic() < end:
         time.sleep(0.05)

@@ -18,15 +18,15 @@ import llama_course
 from llama_course.classroom.exercise import Exercise, load_exercises
 from llama_course.classroom.grade import (
     DUPLICATE,
-    EMPTY,
     GRADED,
+    HANDED_IN_EMPTY,
     IN_PART,
-    Outcome,
+    Verdict,
 )
 from llama_course.classroom.pages import as_csv, write_pages
+from llama_course.classroom.places import KEPT_FOLDER, Place, open_place
 from llama_course.classroom.pool import JudgeProcess, how_many, side_by_side
 from llama_course.classroom.similarity import similar_pairs
-from llama_course.classroom.sources import KEPT, Source, open_source
 from llama_course.classroom.submissions import Class, File, Student, find_students, lay_out
 from llama_course.classroom.supervisor import Limits
 from llama_course.support.disk import atomic_write, fingerprint, only_one, read_json, write_json
@@ -41,7 +41,7 @@ class Graded:
     "A student, and what became of the files."
 
     student: Student
-    outcome: Outcome
+    outcome: Verdict
     kept: bool  # from an earlier call
 
 
@@ -67,13 +67,13 @@ def grade_class(
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
-    source = open_source(path)
-    people = find_students(source)
+    place = open_place(path)
+    people = find_students(place)
     if not people.students:
         raise UserError(f"{path} holds no submission: no notebook, and no folder of a student")
     out = Path(out) if out else scores_folder(path)
     with only_one(out):
-        graded = _grade_all(source, people, out, limits, seed, progress)
+        graded = _grade_all(place, people, out, limits, seed, progress)
         result = in_all(path.name, people, graded, similar)
         write_json(out / "scores.json", result)
         with atomic_write(out / "scores.csv") as file:
@@ -83,7 +83,7 @@ def grade_class(
 
 
 def _grade_all(
-    source: Source,
+    place: Place,
     people: Class,
     out: Path,
     limits: Limits,
@@ -91,17 +91,17 @@ def _grade_all(
     progress: Callable[[int, int, str], None],
 ) -> list[Graded]:
     "Everybody, as many at once as there are cores; what is known already is not graded again."
-    students, kept = people.students, out / KEPT
+    students, kept = people.students, out / KEPT_FOLDER
     kept.mkdir(exist_ok=True)
 
     def work(judge: JudgeProcess, student: Student) -> Graded:
         with tempfile.TemporaryDirectory(prefix="llama_course_class_") as scratch:
-            files = lay_out(source, student, Path(scratch).resolve())
-            place = kept / f"{_key(files, limits, seed)}.json"
-            if place.exists():
-                return Graded(student, Outcome(**read_json(place)), True)
+            files = lay_out(place, student, Path(scratch).resolve())
+            file = kept / f"{_key(files, limits, seed)}.json"
+            if file.exists():
+                return Graded(student, Verdict(**read_json(file)), True)
             outcome = judge.grade(files, limits, seed)
-            write_json(place, asdict(outcome))
+            write_json(file, asdict(outcome))
             return Graded(student, outcome, False)
 
     graded = []
@@ -170,16 +170,16 @@ def in_all(name: str, people: Class, graded: list[Graded], similar: bool) -> dic
     }
 
 
-def _status(outcome: Outcome) -> str:
+def _status(outcome: Verdict) -> str:
     "One word for all files of a student: that of the file which most needs to be looked at."
     states = [file["status"] for file in outcome.files]
     if not outcome.exercises:
-        return states[0] if states else EMPTY
+        return states[0] if states else HANDED_IN_EMPTY
     odd = [state for state in states if state not in SETTLED]
     return IN_PART if IN_PART in states or (odd and GRADED in states) else (odd or [GRADED])[0]
 
 
-def _reason(outcome: Outcome) -> str:
+def _reason(outcome: Verdict) -> str:
     "Why the status is not just graded: what is to be said of the files."
     said = [
         f"{Path(file['file']).name}: {file['reason']}"

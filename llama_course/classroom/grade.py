@@ -9,21 +9,21 @@ from typing import Any
 from llama_course.classroom.exercise import EXERCISES, Exercise, load_exercises
 from llama_course.classroom.judge import AnswerLost, judge
 from llama_course.classroom.notebooks import Notebook, Unreadable
+from llama_course.classroom.places import Entry
 from llama_course.classroom.report import Report
-from llama_course.classroom.sources import Entry
 from llama_course.classroom.submissions import File, newness, notebooks_of
 from llama_course.classroom.supervisor import Limits, NotebookRun, read_behind_fence
 from llama_course.support.errors import UserError
 
 GRADED, IN_PART, DUPLICATE = "graded", "graded in part", "duplicate"
-EMPTY, NOT_A_NOTEBOOK, TOO_LARGE = "empty", "not a notebook", "too large"
+HANDED_IN_EMPTY, NOT_A_NOTEBOOK, TOO_LARGE = "empty", "not a notebook", "too large"
 FENCED_OFF = "fenced off"
 NO_TIME = "the time for all files of one student is up"
-STATUSES = (GRADED, IN_PART, DUPLICATE, EMPTY, NOT_A_NOTEBOOK, TOO_LARGE, FENCED_OFF)
+STATUSES = (GRADED, IN_PART, DUPLICATE, HANDED_IN_EMPTY, NOT_A_NOTEBOOK, TOO_LARGE, FENCED_OFF)
 
 
 @dataclass
-class Outcome:
+class Verdict:
     "What became of one learner's files."
 
     files: list[dict] = field(default_factory=list)  # {"file", "status", "reason"}
@@ -75,11 +75,11 @@ def grade_files(
     files: list[File],  # of one learner
     limits: Limits = Limits(),
     seed: int = 0,
-) -> Outcome:
+) -> Verdict:
     "What became of the files; of several tries at an exercise the newest with an answer counts."
     load_exercises()
     notebooks, remark = notebooks_of(files)
-    outcome = Outcome(notes=[remark] if remark else [])
+    outcome = Verdict(notes=[remark] if remark else [])
     if not notebooks:
         _nothing_to_read(files, outcome)
     end = time.monotonic() + seconds_in_all(notebooks, limits)
@@ -102,7 +102,7 @@ def grade_files(
         else:
             some = ", ".join(sorted(EXERCISES)[:3])
             reason = f"it answers no exercise: it defines none of {some} and the others"
-            outcome.add(file, EMPTY, reason)
+            outcome.add(file, HANDED_IN_EMPTY, reason)
     for file, notebook, tasks in _share_out(read, outcome):
         left = end - time.monotonic()
         within = replace(limits, total_seconds=min(limits.total_seconds, max(left, 1.0)))
@@ -118,19 +118,21 @@ def _file(path: Path) -> File:
     )
 
 
-def _nothing_to_read(files: list[File], outcome: Outcome) -> None:
+def _nothing_to_read(files: list[File], outcome: Verdict) -> None:
     "Notes what there is where no notebook is."
     for file in files[:20]:
         large = "too large" in file.refused
         reason = file.refused or "give an .ipynb file"
         outcome.add(file, TOO_LARGE if large else NOT_A_NOTEBOOK, reason)
     if not files:
-        outcome.files.append({"file": "", "status": EMPTY, "reason": "no file was handed in"})
+        outcome.files.append(
+            {"file": "", "status": HANDED_IN_EMPTY, "reason": "no file was handed in"}
+        )
 
 
 def _share_out(
     read: list[tuple[File, Notebook]],  # the newest first
-    outcome: Outcome,
+    outcome: Verdict,
 ) -> list[tuple[File, Notebook, list[Exercise]]]:
     "Which notebook each exercise is judged in."
     owner: dict[str, int] = {}
@@ -160,7 +162,7 @@ def _grade_notebook(
     tasks: list[Exercise],
     limits: Limits,
     seed: int,
-    outcome: Outcome,
+    outcome: Verdict,
 ) -> None:
     "Judges the exercises of one notebook."
     run = NotebookRun(notebook, limits)
@@ -193,7 +195,7 @@ def _grade_notebook(
     elif met:
         outcome.add(file, IN_PART, "; ".join(met[:3]) + ("; and more" if len(met) > 3 else ""))
     elif all(task.name in notebook.blank or task.name not in notebook.claims for task in tasks):
-        outcome.add(file, EMPTY, "none of its exercises is answered")
+        outcome.add(file, HANDED_IN_EMPTY, "none of its exercises is answered")
     else:
         outcome.add(file, GRADED)
 

@@ -13,7 +13,7 @@ from llama_course.support.errors import UserError
 
 LARGEST_NOTEBOOK = 256 << 20  # bytes, with its outputs
 LARGEST_CODE = 4 << 20  # bytes, without them
-KINDS = {
+FIRST_BYTES = {
     b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GIF8": "a GIF picture",
     b"%PDF": "a PDF", b"PK\x03\x04": "a zip", b"\x1f\x8b": "a gzip", b"<": "a web page",
     b"\xd0\xcf\x11\xe0": "an Office document", b"\x7fELF": "a program",
@@ -81,7 +81,7 @@ def _cells(path: Path) -> list[dict[str, Any]]:
             raise Unreadable(path, "empty", "a file without content")
         notebook = json.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        kind = next((kind for start, kind in KINDS.items() if data.startswith(start)), "")
+        kind = next((kind for start, kind in FIRST_BYTES.items() if data.startswith(start)), "")
         reason = (
             f"it is {kind} by its first bytes" if kind else f"{type(error).__name__} in reading"
         )

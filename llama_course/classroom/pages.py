@@ -14,7 +14,7 @@ BINS = 10  # of the distribution
 
 
 @cache
-def template(name: str) -> jinja2.Template:
+def page_template(name: str) -> jinja2.Template:
     "A page; every text that is put into it is escaped."
     sources = {
         file.name: file.read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def write_pages(result: dict, out: Path, feedback: Path) -> None:
         link = feedback.resolve().relative_to(out.resolve()).as_posix()
     except ValueError:
         link = feedback.resolve().as_uri()
-    page = template("class.html").render(
+    page = page_template("class.html").render(
         result | {"name": result["class"]},
         bins=distribution(result),
         states=states,
@@ -128,6 +128,6 @@ def write_pages(result: dict, out: Path, feedback: Path) -> None:
     with atomic_write(out / "class.html") as file:
         file.write(page.encode())
     for student in result["students"]:
-        page = template("feedback.html").render(student, assignment=result["class"])
+        page = page_template("feedback.html").render(student, assignment=result["class"])
         with atomic_write(feedback / student["feedback"]) as file:
             file.write(page.encode())

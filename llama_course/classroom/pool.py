@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from llama_course.classroom.grade import FENCED_OFF, Outcome, grade_files, seconds_in_all
+from llama_course.classroom.grade import FENCED_OFF, Verdict, grade_files, seconds_in_all
 from llama_course.classroom.submissions import File
 from llama_course.classroom.supervisor import Limits
 
-Job = TypeVar("Job")
+Todo = TypeVar("Todo")
 Result = TypeVar("Result")
 STARTING_SECONDS = 180.0  # for a judge to import what it needs, on a busy machine
 MEMORY_PER_JUDGE = 2 << 30  # bytes, with its workers
@@ -110,7 +110,7 @@ class JudgeProcess:
         files: list[File],  # of one student
         limits: Limits,
         seed: int,
-    ) -> Outcome:
+    ) -> Verdict:
         "What became of the files. It always comes, whatever they do to the judge."
         if not self.process:
             self.start()
@@ -120,10 +120,10 @@ class JudgeProcess:
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-            return Outcome(**json.loads(self._line(seconds_in_all(files, limits) + 60)))
+            return Verdict(**json.loads(self._line(seconds_in_all(files, limits) + 60)))
         except (JudgeLost, OSError) as error:
             self.end()
-            lost = Outcome()
+            lost = Verdict()
             for file in files:
                 lost.add(file, FENCED_OFF, f"the judge was lost: {error}")
             return lost
@@ -156,12 +156,12 @@ class JudgeProcess:
 
 
 def side_by_side(
-    jobs: Iterable[Job],
-    work: Callable[[JudgeProcess, Job], Result],  # one job with one judge
+    jobs: Iterable[Todo],
+    work: Callable[[JudgeProcess, Todo], Result],  # one job with one judge
     judges: int,
 ) -> Iterator[Result]:  # as they are done, in no order
     "What comes of the jobs. Raises what `work` raises; all judges end when the last is done."
-    todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[Todo] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
     count = 0
     for job in jobs:

@@ -10,7 +10,7 @@ SHORTEST = 60  # nodes of the syntax tree: what is shorter, many write alike
 COMMON = 0.2  # of the class: an answer that more have alike is no sign of anything
 
 
-class Pair(NamedTuple):
+class SimilarPair(NamedTuple):
     "Two students with equal answers."
 
     first: str
@@ -114,7 +114,7 @@ class _Plain(ast.NodeTransformer):
 
 def similar_pairs(
     prints: dict[str, dict[str, str]],  # student -> fingerprints of the answers
-) -> list[Pair]:  # most in common first
+) -> list[SimilarPair]:  # most in common first
     "Pairs of students with an answer in common that few others have."
     owners: dict[tuple[str, str], list[str]] = {}
     for student, answers in prints.items():
@@ -125,5 +125,5 @@ def similar_pairs(
         if 2 <= len(students) <= max(3, COMMON * len(prints)):
             for pair in combinations(sorted(students), 2):
                 common.setdefault(pair, []).append(exercise)
-    pairs = [Pair(one, two, sorted(names)) for (one, two), names in common.items()]
+    pairs = [SimilarPair(one, two, sorted(names)) for (one, two), names in common.items()]
     return sorted(pairs, key=lambda pair: (-len(pair.exercises), pair))

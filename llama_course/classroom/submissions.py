@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from llama_course.classroom import judges
 from llama_course.classroom.observation import tidy
-from llama_course.classroom.sources import (
+from llama_course.classroom.places import (
     LARGEST_STUDENT,
     Entry,
-    Source,
+    Place,
     Zip,
 )
 from llama_course.support.errors import UserError
@@ -48,7 +48,7 @@ class Student:
     name: str  # as the layout gives it
     ident: str = ""  # a number, where the layout has one
     files: list[Handed] = field(default_factory=list)
-    folder: str = ""  # of the source, where all of it lies in one
+    folder: str = ""  # of the place, where all of it lies in one
 
     @property
     def late(self) -> bool:
@@ -58,26 +58,26 @@ class Student:
 
 @dataclass
 class Class:
-    "What a source holds."
+    "What a place holds."
 
     students: list[Student]
     aside: list[str]  # files that are nobody's submission
     is_class: bool  # or one learner's own notebooks
 
 
-def find_students(source: Source) -> Class:
+def find_students(place: Place) -> Class:
     "Who handed in what, by the names of files and folders alone."
-    places = [entry.parts for entry in source.entries]
-    entries = [(entry, parts) for entry, parts in zip(source.entries, places) if parts]
-    folders = set(source.folders)
-    submitted = source.path.name == "submitted"
+    places = [entry.parts for entry in place.entries]
+    entries = [(entry, parts) for entry, parts in zip(place.entries, places) if parts]
+    folders = set(place.folders)
+    submitted = place.path.name == "submitted"
     if "submitted" in folders:  # nbgrader's own folder of a course
         entries = [(entry, parts[1:]) for entry, parts in entries if parts[0] == "submitted"]
         entries, folders, submitted = [e for e in entries if e[1]], set(), True
     elif not submitted and (top := _only_a_wrapper(entries, folders)):
         entries, folders = [(entry, parts[1:]) for entry, parts in entries], set()
-        source.clones = {clone.removeprefix(f"{top}/") for clone in source.clones if clone != top}
-    cut = _prefix_of_clones(source.clones, {parts[0] for _, parts in entries if len(parts) > 1})
+        place.clones = {clone.removeprefix(f"{top}/") for clone in place.clones if clone != top}
+    cut = _prefix_of_clones(place.clones, {parts[0] for _, parts in entries if len(parts) > 1})
     found: dict[tuple[str, str], Student] = {}
     aside, own = [], 0
     for entry, parts in entries:
@@ -96,7 +96,7 @@ def find_students(source: Source) -> Class:
     students = sorted(found.values(), key=lambda s: (s.name.lower(), s.ident))
     _name_apart(students)
     for student in students:
-        student.folder = _own_folder(student, submitted, source)
+        student.folder = _own_folder(student, submitted, place)
     return Class(students, aside, is_class=not alone)
 
 
@@ -178,9 +178,9 @@ def _name_apart(students: list[Student]) -> None:
             student.name = f"{student.name} ({student.ident})"
 
 
-def _own_folder(student: Student, submitted: bool, source: Source) -> str:
-    "The folder of the source that is this student's alone, and holds nothing to be unpacked."
-    if isinstance(source, Zip) or any(_suffix(file.inner) == ".zip" for file in student.files):
+def _own_folder(student: Student, submitted: bool, place: Place) -> str:
+    "The folder of the place that is this student's alone, and holds nothing to be unpacked."
+    if isinstance(place, Zip) or any(_suffix(file.inner) == ".zip" for file in student.files):
         return ""
     folders = set()
     for file in student.files:
@@ -204,12 +204,12 @@ class File:
 
 
 def lay_out(
-    source: Source,
+    place: Place,
     student: Student,
     scratch: Path,  # an empty folder; gets what cannot be read where it lies
 ) -> list[File]:
     "The student's files, each in a folder that holds nobody else's."
-    if student.folder and (root := source.where(student.folder)):
+    if student.folder and (root := place.where(student.folder)):
         return [
             File(file.entry.name, root / file.inner, file.newness, file.entry.refused)
             for file in student.files
@@ -221,7 +221,7 @@ def lay_out(
         path = _free(scratch, handed.inner, number)
         why = handed.entry.refused or ("" if left >= 0 else "too large, all files together")
         if not why:
-            why = _copy(source, handed.entry, path)
+            why = _copy(place, handed.entry, path)
         if _suffix(handed.inner) == ".zip" and not why:
             files += _unpack(path, handed, scratch / f"zip {number}", left)
         else:
@@ -235,10 +235,10 @@ def _free(scratch: Path, inner: str, number: int) -> Path:
     return path if not os.path.lexists(path) else scratch / f"try {number}" / inner
 
 
-def _copy(source: Source, entry: Entry, path: Path) -> str:
+def _copy(place: Place, entry: Entry, path: Path) -> str:
     "Copies a file; why it could not be, if so."
     try:
-        source.copy(entry, path)
+        place.copy(entry, path)
     except OSError as error:
         return f"cannot be read: {tidy(error.strerror or error, 100)}"
     return ""

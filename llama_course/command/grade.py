@@ -12,7 +12,7 @@ from llama_course.classroom.classes import SETTLED, exit_status, grade_class, sc
 from llama_course.classroom.grade import grade
 from llama_course.classroom.gradescope import gradescope
 from llama_course.classroom.pages import as_csv, as_table
-from llama_course.classroom.sources import open_source
+from llama_course.classroom.places import open_place
 from llama_course.classroom.submissions import find_students
 from llama_course.classroom.supervisor import Limits
 from llama_course.command.output import Json, print_result
@@ -90,7 +90,7 @@ def is_class(path: Path) -> bool:
         raise UserError(f"there is no file or folder {path}")
     if path.suffix.lower() == ".ipynb" and not path.is_dir():
         return False
-    return find_students(open_source(path)).is_class
+    return find_students(open_place(path)).is_class
 
 
 def _grade_one(path: Path, limits: Limits, as_json: bool, for_gradescope: bool) -> None:

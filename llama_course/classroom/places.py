@@ -17,7 +17,7 @@ from llama_course.support.errors import UserError
 LARGEST_FILE = 256 << 20  # bytes of one file
 LARGEST_STUDENT = 512 << 20  # bytes that are unpacked for one student
 MOST_FILES = 200_000  # in a whole class
-KEPT = ".graded"  # in a folder of scores: what is kept of each submission
+KEPT_FOLDER = ".graded"  # in a folder of scores: what is kept of each submission
 PASSED_OVER = {
     ".ipynb_checkpoints", "__MACOSX", "__pycache__", "node_modules", "site-packages", "venv",
     "Thumbs.db", "desktop.ini",
@@ -26,9 +26,9 @@ PASSED_OVER = {
 
 @dataclass(frozen=True)
 class Entry:
-    "One file of a source."
+    "One file of a place."
 
-    name: str  # path in the source, with slashes
+    name: str  # path in the place, with slashes
     size: int  # bytes
     time: float  # when it was last changed, seconds since 1970
     refused: str = ""  # why it is not read
@@ -45,7 +45,7 @@ def passed_over(name: str) -> bool:
 
 
 class Folder:
-    "A folder as a source."
+    "A folder as a place where submissions lie."
 
     def __init__(self, path: Path):
         self.path = path
@@ -71,7 +71,7 @@ class Folder:
                     raise UserError(f"{self.path} has more than {MOST_FILES:,} files: give less")
                 state = item.stat(follow_symlinks=False)
                 if stat.S_ISDIR(state.st_mode):
-                    if os.path.isdir(os.path.join(item.path, KEPT)):
+                    if os.path.isdir(os.path.join(item.path, KEPT_FOLDER)):
                         continue  # scores of an earlier call
                     if here == self.path:
                         self.folders.add(item.name)
@@ -86,12 +86,12 @@ class Folder:
             _pour(file, target, entry)
 
     def where(self, folder: str) -> Path | None:
-        "A folder of the source, to be read where it lies."
+        "A folder of the place, to be read where it lies."
         return self.path / folder
 
 
 class Zip:
-    "A zip file as a source."
+    "A zip file as a place where submissions lie."
 
     def __init__(self, path: Path):
         self.path, self.clones = path, set[str]()
@@ -128,10 +128,10 @@ class Zip:
         return None
 
 
-Source = Folder | Zip
+Place = Folder | Zip
 
 
-def open_source(path: Path) -> Source:
+def open_place(path: Path) -> Place:
     "The folder or zip. Raises `UserError` for anything else."
     if path.is_dir():
         return Folder(path)
