@@ -167,6 +167,12 @@ class Packed:
         "Some of the rows, by a slice or their numbers."
         return self.changed(lambda t: t[which])
 
+    def split(self, size: int) -> list["Packed"]:
+        "Parts of so many rows; their means, weighted by rows, make the mean over all answers."
+        count = max(1, self.answers.sum().item()) if self.count is None else self.count
+        parts = [self.rows(slice(i, i + size)) for i in range(0, len(self), size)]
+        return [replace(part, count=count * len(part) / len(self)) for part in parts]
+
     def to(self, device) -> "Packed":
         "The same on a device."
         return self.changed(lambda t: t.to(device))

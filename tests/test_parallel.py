@@ -25,6 +25,7 @@ from llama_course.collectives import (
     ring_reduce_scatter,
     spawn,
 )
+from llama_course.instruct import Packed, PackedLoader, packed_loss, text_rows
 from llama_course.model import Llama, LlamaConfig
 from llama_course.parallel import check_division, hidden_share, make_mesh, parallelize
 from llama_course.support.errors import UserError
@@ -324,6 +325,72 @@ def test_bfloat16_is_gathered_and_float32_is_summed(alone):
     assert forward["all_gather"][1] == 2 * P and backward["all_gather"][1] == 2 * (P - outer)
     assert backward["reduce_scatter"][1] == 4 * P and dtypes == {torch.float32}
     assert abs(loss - alone[False][0][0]) < 0.02
+
+
+def accumulated(cases):
+    "Loss and gradients of a step of 12 rows, and its sums over the ranks."
+    torch.set_num_threads(1)
+    found, mesh = {}, make_mesh() if dist.is_initialized() else None
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if mesh else (0, 1)
+    for name, (make_loader, loss, changes, reduce) in cases.items():
+        loader = make_loader()
+        torch.manual_seed(0)
+        model = Llama(LlamaConfig(**SHAPE))
+        model = parallelize(model, mesh) if mesh else model
+        step_of = Step(model, Recipe(1, {}, batch_size=12, clip=1e9, **changes), loss, reduce)
+        with Counter() as count:
+            mean = step_of(loader.batch(0, rank, ranks), 0.0)[0] / ranks
+        if mesh:
+            dist.all_reduce(mean := torch.tensor(mean, dtype=torch.float64))
+        gradients = [whole(p.grad) for p in model.parameters()]
+        found[name] = float(mean), gradients, count.collectives.get("reduce_scatter", (0, 0))[0]
+    return found
+
+
+class Rows:
+    "12 rows of text."
+
+    def batch(self, step, rank, ranks):
+        return TEXT[:3].flatten(0, 1).chunk(ranks)[rank]
+
+
+def answers_of_every_length():
+    "12 rows, in which 1 to 12 tokens count."
+    packed = text_rows(TEXT[:3].flatten(0, 1))
+    counts = torch.arange(32)[None] <= torch.arange(12)[:, None]
+    packed = Packed(packed.tokens, packed.targets, counts, packed.documents)
+    return PackedLoader({"a": packed}, {"a": 1.0}, 12)
+
+
+def test_micro_batches_are_the_large_batch():
+    "By an explicit sum over all tokens that count, in float64; on 1, 2 and 4 ranks; 3 is 2 + 1."
+    loaders = {"text": (Rows, loss_of), "answers": (answers_of_every_length, packed_loss)}
+    truth = {}
+    for kind, (make_loader, _) in loaders.items():
+        torch.manual_seed(0)
+        model = Llama(LlamaConfig(**SHAPE)).double()
+        rows = make_loader().batch(0, 0, 1)
+        tokens, targets = (
+            (rows[:, :-1], rows[:, 1:]) if kind == "text" else (rows.tokens, rows.targets)
+        )
+        chances = model(tokens).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        loss = -(chances.mean() if kind == "text" else chances[rows.answers].mean())
+        loss.backward()
+        truth[kind] = loss.item(), [p.grad.float() for p in model.parameters()]
+    for ranks, size in ((1, 5), (2, 4), (4, 2)):
+        cases = {
+            (kind, reduce): (*source, {"micro_batch": size}, reduce)
+            for kind, source in loaders.items()
+            for reduce in ("last", "each")
+        }
+        results = spawn(accumulated, ranks, cases) if ranks > 1 else [accumulated(cases)]
+        for found in results:
+            for (kind, reduce), (loss, gradients, sums) in found.items():
+                assert loss == pytest.approx(truth[kind][0], rel=1e-6)
+                torch.testing.assert_close(gradients, truth[kind][1], rtol=1e-4, atol=3e-6)
+                rounds = -(-12 // ranks // size)
+                # two blocks and the outer unit: once, or in each round
+                assert sums == (ranks > 1) * 3 * (rounds if reduce == "each" else 1)
 
 
 def dressed(ways):
