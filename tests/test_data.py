@@ -39,7 +39,7 @@ from llama_course.data import (
 )
 from llama_course.support import disk as safety
 from llama_course.support.errors import UserError
-from llama_course.support.shards import Shard, write_shard
+from llama_course.support.shards import FIELDS, Shard, write_shard
 
 
 class Bytes:
@@ -353,9 +353,18 @@ def test_every_damaged_byte_is_noticed(shard):
         for bit in (1, 128):
             shard.path.write_bytes(good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :])
             with pytest.raises(UserError, match="a.bin .*write it anew"):
-                Shard(shard.path)
+                Shard(shard.path).verify()
     shard.path.write_bytes(good)
-    Shard(shard.path)
+    assert Shard(shard.path).verify().digest == good[96:128].hex()
+
+
+def test_opening_reads_the_header_alone(tmp_path):
+    "A shard of a terabyte (a sparse file) is open at once."
+    head = FIELDS.pack(b"LLAMATOK", 1, 2, 2**39, 32000, 2**41, bytes(32)) + bytes(32)
+    (tmp_path / "large.tokens").write_bytes(head)
+    os.truncate(tmp_path / "large.tokens", 128 + 2**40)
+    shard = Shard(tmp_path / "large.tokens")
+    assert len(shard) == 2**39 and shard.tokens[-1] == 0
 
 
 def test_every_truncation_and_any_addition_is_noticed(shard):

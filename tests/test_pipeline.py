@@ -1,25 +1,36 @@
 "The pipeline: the same documents however it runs, nothing lost, the same end after a kill."
 
+import bz2
 import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
 from collections import Counter
+from xml.parsers.expat import ExpatError
 
+import numpy as np
 import pytest
 
 pytest.importorskip("datatrove", reason="the pipeline needs llama_course[data]")
 
 from llama_course.command.cli import main  # noqa: E402
-from llama_course.corpus.build import build_corpus, cleaned, describe_corpus, prepared  # noqa: E402
-from llama_course.corpus.documents import SOUND, not_gigantic  # noqa: E402
+from llama_course.corpus.build import (  # noqa: E402
+    build_corpus,
+    cleaned,
+    describe_corpus,
+    prepared,
+    verify_corpus,
+)
+from llama_course.corpus.documents import GIGANTIC, SOUND, not_gigantic  # noqa: E402
+from llama_course.corpus.dumps import stackexchange_posts, wiki_pages  # noqa: E402
 from llama_course.corpus.filters import make_steps  # noqa: E402
-from llama_course.corpus.readers import RAW_FORMATS, dataset_rows, json_rows  # noqa: E402
+from llama_course.corpus.readers import RAW_FORMATS, dataset_parts, json_rows  # noqa: E402
 from llama_course.corpus.recipe import EXAMPLE_RECIPE, load_corpus_recipe  # noqa: E402
 from llama_course.corpus.stages import stages_of  # noqa: E402
 from llama_course.data import Document, Funnel, Loader, standard_library  # noqa: E402
@@ -228,7 +239,7 @@ def test_data_sets_are_streamed(tmp_path):
         assert build_corpus(path, tmp_path / f"json{tasks}")["sources"]["s"]["documents"] == 40
     with pytest.raises(UserError, match="data set no/such-set cannot be opened"):
         os.environ["HF_HUB_OFFLINE"] = "1"
-        list(dataset_rows("no/such-set", {}))
+        list(dataset_parts("no/such-set", {}))
 
 
 # the recipe
@@ -408,6 +419,208 @@ def test_the_folder_remembers_what_it_was_begun_with(tmp_path):
         build_corpus(recipe(tmp_path, ["short_lines"], top="tasks = 2"), out)
     with pytest.raises(UserError, match="holds other files"):
         build_corpus(recipe(tmp_path), tmp_path / "in")
+
+
+def break_off(path):
+    "The file, cut short; what it was."
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) * 2 // 3])
+    return good
+
+
+def crawl(path, numbers):
+    from llama_course.corpus.warc import write_warc
+
+    write_warc(path, [(f"http://a.b/{i}", "text/plain", prose(i).encode()) for i in numbers])
+
+
+def json_lines(path, numbers):
+    rows = [json.dumps({"id": f"http://a.b/{i}", "text": prose(i)}) + "\n" for i in numbers]
+    path.write_bytes(gzip.compress("".join(rows).encode()))
+
+
+def dump(path, numbers):
+    page = "<page><title>http://a.b/{}</title><ns>0</ns><revision><text>{}</text></revision></page>"
+    pages = "".join(page.format(i, prose(i)) for i in numbers)
+    path.write_bytes(bz2.compress(f"<mediawiki>{pages}</mediawiki>".encode()))
+
+
+def table(path, numbers):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"id": [f"http://a.b/{i}" for i in numbers], "text": [prose(i) for i in numbers]}
+    pq.write_table(pa.table(columns), path)
+
+
+@pytest.mark.parametrize("filters", [[], ["exact_duplicates"]])
+@pytest.mark.parametrize(
+    "kind, name, write",
+    [
+        ("warc", "{}.warc.gz", crawl),
+        ("jsonl", "{}.jsonl.gz", json_lines),
+        ("wikipedia", "{}.xml.bz2", dump),
+        ("dataset", "{}.parquet", table),
+    ],
+)
+def test_a_damaged_file_is_left_out_and_may_be_replaced(kind, name, write, filters, tmp_path):
+    "The outcome without it is that of the good files alone; with the whole one, that of all."
+    if kind == "warc":
+        pytest.importorskip("warcio")
+    files = [tmp_path / "in" / name.format(i) for i in range(3)]
+    (tmp_path / "in").mkdir()
+    for i, file in enumerate(files):
+        write(file, range(10 * i, 10 * i + 10))
+    is_table = kind == "dataset"
+    path = recipe(
+        tmp_path,
+        filters,
+        kind,
+        "parquet" if is_table else "in",
+        top="tasks = 2",
+        more='options = { data_files = "in/*.parquet" }' if is_table else "",
+    )
+    whole = build_corpus(path, tmp_path / "whole")
+    bad = files[1]
+    good = break_off(bad)
+    made = build_corpus(path, tmp_path / "out")["sources"]["s"]
+    (named,) = made["damaged"]
+    assert made["bad"] == {"damaged file": 1} and made["documents"] == 20
+    assert named == ("part 1 of 3" if is_table else f"in/{bad.name}")
+    assert {text for _, text in texts_of(tmp_path / "out")} == {
+        prose(i) for i in (*range(10), *range(20, 30))
+    }
+    assert f"left out: {named}" in describe_corpus({"done": True, "sources": {"s": made}})
+    bad.unlink()
+    kept = files[0].stat().st_mtime_ns
+    again = build_corpus(path, tmp_path / "out")["sources"]["s"]
+    assert again == made  # a damaged file may go
+    bad.write_bytes(good)
+    if not is_table:
+        moved = files[2].read_bytes()
+        files[2].write_bytes(moved[:-1] + b"!")
+        with pytest.raises(UserError, match=f"other input files for s: in/{files[2].name}"):
+            build_corpus(path, tmp_path / "out")
+        files[2].write_bytes(moved)  # the same file with another date
+    healed = build_corpus(path, tmp_path / "out")
+    assert healed == whole and texts_of(tmp_path / "out") == texts_of(tmp_path / "whole")
+    assert files[0].stat().st_mtime_ns == kept
+    write(files[0].with_name(name.format("new")), [99])
+    with pytest.raises(UserError, match="is new"):
+        build_corpus(path, tmp_path / "out")
+
+
+def test_a_folder_may_move_with_its_recipe(tmp_path):
+    (tmp_path / "a").mkdir()
+    lay_out(tmp_path / "a" / "in", [prose(i) for i in range(9)], 3)
+    first = build_corpus(recipe(tmp_path / "a"), tmp_path / "a" / "out")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")
+    assert build_corpus(tmp_path / "b" / "recipe.toml", tmp_path / "b" / "out") == first
+
+
+def test_every_kind_of_source_remembers_its_files(tmp_path):
+    "Also what a data set reads, and the examples that a filter learns from."
+    pytest.importorskip("datasets")
+    (tmp_path / "in").mkdir()
+    table(tmp_path / "in" / "a.parquet", range(5))
+    (tmp_path / "good.txt").write_text(prose(1))
+    path = recipe(
+        tmp_path,
+        ["PERPLEXITY"],
+        "dataset",
+        "parquet",
+        more='options = { data_files = ["in/a.parquet"] }',
+    )
+    learned = '{ name = "perplexity", good = "good.txt", limit = 1e9 }'
+    path.write_text(path.read_text().replace('"PERPLEXITY"', learned))
+    build_corpus(path, tmp_path / "out")
+    for file, change in (
+        ("good.txt", lambda p: p.write_text("other words")),
+        ("in/a.parquet", lambda p: table(p, range(6))),
+    ):
+        before = (tmp_path / file).read_bytes()
+        change(tmp_path / file)
+        with pytest.raises(UserError, match=f"other input files for s: {file} has changed"):
+            build_corpus(path, tmp_path / "out")
+        (tmp_path / file).write_bytes(before)
+    path.write_text(path.read_text().replace("in/a", "in/b"))
+    with pytest.raises(UserError, match="in/b.parquet does not exist: paths are relative"):
+        build_corpus(path, tmp_path / "out")
+
+
+def test_an_empty_table_is_no_accident(tmp_path):
+    "No byte at all is damage; no row is no document."
+    pytest.importorskip("datasets")
+    (tmp_path / "in").mkdir()
+    table(tmp_path / "in" / "a.parquet", range(5))
+    table(tmp_path / "in" / "b.parquet", [])
+    (tmp_path / "in" / "c.parquet").write_bytes(b"")
+    path = recipe(
+        tmp_path, [], "dataset", "parquet", more='options = { data_files = "in/*.parquet" }'
+    )
+    made = build_corpus(path, tmp_path / "out")["sources"]["s"]
+    assert made["documents"] == 5 and list(made["damaged"]) == ["part 2 of 3"]
+
+
+def test_bombs_and_giants_are_dropped(tmp_path):
+    "A page without end, tags within tags, a tag that does not close, entities of entities."
+    big, deep = "x" * (GIGANTIC + 10), "<div>" * 100_000
+    page = "<page><title>{}</title><ns>0</ns><text>{}</text></page>"
+    (tmp_path / "a.xml").write_text(
+        "<m>" + page.format("big", big) + page.format("small", "text") + "</m>"
+    )
+    found = list(wiki_pages(tmp_path / "a.xml"))
+    assert [(d.name, len(d.text)) for d in found] == [("big", GIGANTIC + 1), ("small", 4)]
+    (tmp_path / "b.xml").write_text("<posts><row Id='1' Body='" + "x" * 300_000)
+    with pytest.raises(ExpatError, match="a tag of more than 200,000"):
+        list(stackexchange_posts(tmp_path / "b.xml", limit=200_000))
+    lol = "".join(f"<!ENTITY l{i} '{f'&l{i - 1};' * 10}'>" for i in range(1, 12))
+    (tmp_path / "c.xml").write_text(
+        f"<!DOCTYPE m [<!ENTITY l0 'lol'>{lol}]><m>" + page.format("lol", "&l11;") + "</m>"
+    )
+    with pytest.raises(UserError, match="cannot be read to its end"):
+        read(tmp_path / "c.xml", "wikipedia")
+    pytest.importorskip("warcio")
+    from llama_course.corpus.warc import write_warc
+
+    pages = [("http://deep", "text/html", deep.encode()), ("http://good", "text/html", b"<p>good")]
+    write_warc(tmp_path / "d.warc.gz", pages)
+    assert "good" in [d.text for d in read(tmp_path / "d.warc.gz", "warc")[0]]
+
+
+def test_a_document_keeps_its_side_and_held_out_text_is_whole(tmp_path):
+    "Whatever else the source holds; all of it is in one shard or the other."
+    texts = [prose(i, 200) for i in range(400)]
+    tokenizer = Tokenizer.train(texts[:50], 300, tmp_path / "t.model")
+    sides = []
+    for count in (100, 400):
+        home = tmp_path / str(count)
+        lay_out(home / "in", texts[:count], 1)
+        (home / "t.model").write_bytes((tmp_path / "t.model").read_bytes())
+        path = recipe(home, top='[tokens]\ntokenizer = "t.model"\nheld_out = 0.1')
+        made = build_corpus(path, home / "out")
+        about = made["sources"]["s"]
+        both = {}
+        for side in ("train", "held_out"):
+            shard = Shard(home / "out" / "tokens" / f"s.{side}.tokens", tokenizer).verify()
+            said = about["shards"][f"tokens/s.{side}.tokens"]
+            assert said == {
+                "tokens": len(shard),
+                "bytes": shard.text_bytes,
+                "sha256": shard.digest,
+            }
+            ends = np.flatnonzero(shard.tokens == tokenizer.eos_id)
+            both[side] = {tokenizer.decode(d) for d in np.split(shard.tokens, ends + 1)[:-1]}
+        assert both["train"] | both["held_out"] == {t.strip("\n") for t in texts[:count]} or (
+            len(both["train"]) + len(both["held_out"]) == count
+        )
+        assert abs(len(both["held_out"]) / count - 0.1) < 0.1
+        sides.append(both["held_out"])
+    assert sides[0] <= sides[1]
+    assert verify_corpus(tmp_path / "400" / "out") > 0
+    shard = tmp_path / "400" / "out" / "tokens" / "s.train.tokens"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match="s.train.tokens is damaged"):
+        verify_corpus(tmp_path / "400" / "out")
 
 
 @pytest.mark.parametrize("filters", [["short_lines"], ["exact_duplicates"]])

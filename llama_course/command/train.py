@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llama_course.command.output import Json, print_result
-from llama_course.corpus.build import build_corpus, describe_corpus
+from llama_course.corpus.build import build_corpus, describe_corpus, verify_corpus
 from llama_course.corpus.recipe import EXAMPLE_RECIPE
 from llama_course.launch.demo import closing, run_demo, run_own
 from llama_course.launch.finetuning import Finetuning, report_of, run_finetuning
@@ -76,11 +76,18 @@ def data_command(
     example: Annotated[
         bool, typer.Option("--example", help="Print a recipe to begin with: the paper's sources.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all shards in the folder --out once; no recipe.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     "Clean text by a recipe, at any scale; `train` reads the folder."
     if example:
         print(EXAMPLE_RECIPE, end="")
+        return
+    if verify:
+        size = verify_corpus(out)
+        print_result({"bytes": size}, as_json, f"{out}: {size:,} bytes of shards, all as written.")
         return
     if not recipe:
         raise UserError("give a recipe; `data --example > recipe.toml` makes one to edit.")

@@ -15,6 +15,10 @@ GIGANTIC = 20_000_000  # bytes: all of Shakespeare's plays, four times
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class DamagedFile(UserError):
+    "An input file that cannot be read to its end."
+
+
 def from_bytes(
     source: str,
     name: str,
@@ -32,12 +36,12 @@ def read_document(
     name: str | None = None,  # the path, if it is not given
     limit: int = GIGANTIC,  # of a larger file one byte more is read, to see that it is larger
 ) -> Document:
-    "The file as a Document, whatever is in it. Raises `UserError` where it cannot be read."
+    "The file as a Document, whatever is in it. Raises `DamagedFile` where it cannot be read."
     try:
         with open(path, "rb") as file:
             return from_bytes(source, name or str(path), file.read(limit + 1))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from None
+        raise DamagedFile(f"cannot read {path}: {error.strerror}; check the path.") from None
 
 
 def not_empty(document: Document) -> Document | None:

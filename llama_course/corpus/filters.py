@@ -193,6 +193,14 @@ def files_there(
     return sorted({str(f) for f in found if Path(f).is_file() and not Path(f).name.startswith(".")})
 
 
+def example_files(
+    given: dict,  # options of a filter, as `chosen_filter` has them
+) -> list[str]:
+    "The files that the filter learns from."
+    paths = [value for value in given.values() if isinstance(value, str) and Path(value).exists()]
+    return [file for path in paths for file in files_there(Path(path).absolute())]
+
+
 def _texts(path) -> list[str]:
     "The text of every file there."
     return [read_document(file, "examples").text for file in files_there(path)]

@@ -1,20 +1,23 @@
 """Raw formats: each reader takes one file and gives all that is in it as Documents, the bad ones
 too.
 
-What is no Document at all (a line that is not JSON, a row without text) is counted by its reason;
-the empty, gigantic, binary and wrongly encoded are dropped and counted later, by `SOUND`.
+A file that cannot be read to its end is a `DamagedFile`, whatever was read of it. What is no
+Document at all (a line that is not JSON, a row without text) is counted by its reason; the empty,
+gigantic, binary and wrongly encoded are dropped and counted later, by `SOUND`.
 """
 
 import bz2
 import gzip
+import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree.ElementTree import ParseError
+from xml.parsers.expat import ExpatError
 
-from llama_course.corpus.documents import GIGANTIC, read_document
+from llama_course.corpus.documents import GIGANTIC, DamagedFile, read_document
 from llama_course.corpus.dumps import stackexchange_posts, wiki_pages
 from llama_course.corpus.warc import read_warc
 from llama_course.data import Document
@@ -34,52 +37,78 @@ def row_documents(
     text: str = "text",  # the column of the text
     name: str = "id",  # the column of the name
 ) -> Iterator[Document]:
-    "Each row that has a text as a Document, named by its name or else by its place."
+    """Each row that has a text as a Document, named by its name or else by its place.
+
+    Rows without a place are named by a hash of their text: so a document keeps its name whatever
+    else the data set holds, and however many tasks read it.
+    """
     for place, row in rows:
         if not isinstance(row, dict):
             bad["not a JSON object"] += 1
         elif not isinstance(row.get(text), str):
             bad[f"no text under {text!r}"] += 1
         else:
-            yield Document(source, str(row.get(name) or place), row[text])
+            own = row.get(name)
+            named = place or hash_of(row[text]) if own is None or own == "" else own
+            yield Document(source, str(named), row[text])
+
+
+def hash_of(text: str) -> str:
+    "A name for a text that has none."
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def json_rows(
     path: str | Path,  # .jsonl, or .jsonl.gz
     limit: int = 4 * GIGANTIC,  # bytes; a longer line is not even parsed
 ) -> Iterator[tuple[str, Any]]:  # place, content; None for what is no JSON
-    "The lines of a file. Raises `UserError` for a damaged one."
+    "The lines of a file. Raises `DamagedFile`."
     unpacked: Any = gzip.open if str(path).endswith(".gz") else open
     try:
         with unpacked(path, "rb") as file:
             for number, line in enumerate(_limited_lines(file, limit), 1):
                 if line.strip():
                     yield f"{Path(path).name}:{number}", _parsed(line)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
 
 
-def dataset_rows(
+def dataset_parts(
     path: str,  # a name on the hub, a kind of file ("json") with data_files, or a saved folder
     options: dict,  # what datasets.load_dataset takes beside: name, split, data_files, ...
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[tuple[str, Any]]:  # place, row
-    "This rank's rows of a data set, streamed. Raises `UserError` where it cannot be opened."
+) -> dict[str, Iterator[tuple[str, Any]]]:  # which part -> its rows, with no place
+    """This rank's parts of a data set, streamed; most often a part is a file.
+
+    Raises `UserError` where the data set cannot be opened, and in reading a part `DamagedFile`.
+    """
     datasets = need("datasets", "data")
     try:
         if (Path(path) / "state.json").exists():
             rows = datasets.load_from_disk(path).to_iterable_dataset(num_shards=world_size)
         else:
             rows = datasets.load_dataset(path, streaming=True, **({"split": "train"} | options))
+        number = rows.num_shards
     except Exception as error:  # whatever it was, the user named what cannot be opened
         raise UserError(
-            f"the data set {path} cannot be opened ({type(error).__name__}: {error})."
+            f"the data set {path} cannot be opened ({type(error).__name__}: {_brief(error)})."
         ) from None
-    parts = min(world_size, rows.num_shards)
-    if rank < parts:
-        part = rows.shard(parts, rank, contiguous=True)
-        yield from ((f"{rank}:{number}", row) for number, row in enumerate(part))
+    own = range(rank * number // world_size, (rank + 1) * number // world_size)
+    return {f"part {i} of {number}": _rows_of(rows, number, i) for i in own}
+
+
+def _rows_of(rows, number: int, part: int) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from (("", row) for row in rows.shard(number, part, contiguous=True))
+    except Exception as error:  # of a reader that is not ours
+        message = f"part {part} of {number} of the data set cannot be read ({_brief(error)})"
+        raise DamagedFile(f"{message}: fetch it again.") from None
+
+
+def _brief(error: BaseException) -> str:
+    "The first line of what it says."
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _limited_lines(file, limit):
@@ -97,14 +126,14 @@ def _parsed(line: bytes) -> Any:
         return None
 
 
-def _unreadable(path, error) -> UserError:
-    return UserError(f"{path} cannot be read to its end ({error}): fetch it again.")
+def _unreadable(path, error) -> DamagedFile:
+    return DamagedFile(f"{path} cannot be read to its end ({error}): fetch it again.")
 
 
 def _read_xml(path, documents):
     try:
         yield from documents
-    except (ParseError, OSError, EOFError) as error:
+    except (ExpatError, OSError, EOFError) as error:
         raise _unreadable(path, error) from None
 
 
@@ -122,13 +151,25 @@ def _text(path, source, bad, columns):
 
 def _wikipedia(path, source, bad, columns):
     unpacked: Any = bz2.open if str(path).endswith(".bz2") else open
-    with unpacked(path, "rb") as file:
-        yield from _read_xml(path, wiki_pages(file, source))
+
+    def pages():
+        with unpacked(path, "rb") as file:
+            yield from wiki_pages(file, source)
+
+    yield from _read_xml(path, pages())
 
 
 def _stackexchange(path, source, bad, columns):
+    def rows():
+        for row in stackexchange_posts(path):
+            numbers = [row.get("Id"), row.get("Score", "0")]
+            if all(n and n.removeprefix("-").isdecimal() for n in numbers):
+                yield row
+            else:
+                bad["post without a number"] += 1
+
     lonely: list[str] = []
-    yield from _read_xml(path, threads(stackexchange_posts(path), source, lonely))
+    yield from _read_xml(path, threads(rows(), source, lonely))
     if lonely:
         bad["answer without a question"] += len(lonely)
 

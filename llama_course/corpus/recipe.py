@@ -4,18 +4,19 @@ model reads.
 `example.toml` beside this file is the paper's Table 1 as a recipe.
 """
 
+import json
 import re
 import tomllib
-from dataclasses import dataclass, replace
-from glob import glob
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llama_course.corpus.filters import chosen_filter, files_there
+from llama_course.corpus.filters import chosen_filter, example_files, files_there
 from llama_course.corpus.readers import RAW_FORMATS
 from llama_course.support.errors import UserError
 from llama_course.support.options import OptionError, from_dict, option, options
 
+FILE_KINDS = ("arrow", "csv", "json", "parquet", "text", "webdataset", "xml")  # of load_dataset
 EXAMPLE_RECIPE = Path(__file__).with_name("example.toml").read_text(encoding="utf-8")
 
 
@@ -44,6 +45,9 @@ class TokenOptions:
     "The table [tokens]."
 
     tokenizer: Path | None = option(None, "with a tokenizer, token shards are written as well")
+    held_out: float = option(
+        0.05, "share of the documents of each source that nobody trains on", gt=0, lt=1
+    )
 
 
 @options
@@ -76,6 +80,10 @@ class CorpusSource:
     columns: dict  # "text" and "name", where they were given
     options: dict  # of load_dataset
     duplicates: str
+    asked: dict  # what the recipe says, but for the proportion
+    inputs: list[str]  # all local files that decide what comes out
+    root: str  # the recipe's folder
+    damaged: str = ""  # where tasks note the files that they could not read
 
 
 def load_corpus_recipe(
@@ -108,7 +116,8 @@ def _complete(recipe: CorpusRecipe, root: Path) -> CorpusRecipe:
             f"sources: the proportions sum to {total:g}, they must sum to 1: change one of them."
         )
     tokenizer = recipe.tokens.tokenizer
-    return replace(recipe, sources=found, tokens=TokenOptions(tokenizer and root / tokenizer))
+    tokens = replace(recipe.tokens, tokenizer=tokenizer and root / tokenizer)
+    return replace(recipe, sources=found, tokens=tokens)
 
 
 def _source(name: str, about: Any, root: Path) -> CorpusSource:
@@ -129,22 +138,62 @@ def _source(name: str, about: Any, root: Path) -> CorpusSource:
         except UserError as error:
             raise UserError(f"{where}.filters[{i}]{error}") from None
     path, files = str(root / read.path), []
+    chosen = read.options
     if read.kind == "dataset":
-        path = path if Path(path).exists() else read.path
+        is_kind = read.path in FILE_KINDS
+        path = path if Path(path).exists() and not is_kind else read.path
+        try:
+            chosen, inputs = _data_files(read.options, root, is_kind)
+        except UserError as error:
+            raise UserError(f"{where}.options.data_files: {error}") from None
+        inputs += files_there(path) if Path(path).exists() and not is_kind else []
     elif not (files := files_there(path, RAW_FORMATS[read.kind].patterns)):
         there = "has no such files" if Path(path).exists() else "does not exist"
         wanted = f"a {read.kind} source needs a file, folder or pattern"
         raise UserError(f"{where}.path: {path} {there}: {wanted}.")
+    else:
+        inputs = list(files)
     columns = {key: about[key] for key in ("text", "name") if key in about}
-    chosen = read.options | _data_files(read.options, root)
+    asked = asdict(read)
+    del asked["proportion"]
+    inputs += [file for _, given in filters for file in example_files(given)]
     return CorpusSource(
-        name, read.proportion, read.kind, path, files, filters, columns, chosen, read.duplicates
+        name,
+        read.proportion,
+        read.kind,
+        path,
+        files,
+        filters,
+        columns,
+        chosen,
+        read.duplicates,
+        json.loads(json.dumps(asked)),
+        sorted(set(inputs)),
+        str(root),
     )
 
 
-def _data_files(chosen: dict, root: Path) -> dict:
-    "`data_files` of a data set, relative to the recipe where files stand there."
-    files = chosen.get("data_files")
-    if isinstance(files, str) and glob(str(root / files), recursive=True):
-        return {"data_files": str(root / files)}
-    return {}
+def _data_files(chosen: dict, root: Path, is_kind: bool) -> tuple[dict, list[str]]:
+    """The options with local `data_files` relative to the recipe, and these files.
+
+    Of a data set on the hub, files that are not beside the recipe are the hub's. Raises
+    `UserError`.
+    """
+    found: list[str] = []
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: resolved(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [resolved(one) for one in value]
+        if not isinstance(value, str) or "://" in value:
+            return value
+        files = files_there(root / value)
+        if is_kind and not files:
+            raise UserError(f"{root / value} does not exist: paths are relative to the recipe.")
+        found.extend(files)
+        return str((root / value).absolute()) if files else value
+
+    if "data_files" not in chosen:
+        return dict(chosen), found
+    return chosen | {"data_files": resolved(chosen["data_files"])}, found

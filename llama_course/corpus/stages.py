@@ -10,16 +10,20 @@ tasks there were before.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any, NamedTuple
 
-from llama_course.corpus.documents import SOUND
+from llama_course.corpus.documents import SOUND, DamagedFile
 from llama_course.corpus.filters import WHOLE_SOURCE, make_steps
-from llama_course.corpus.readers import RAW_FORMATS, dataset_rows, json_rows, row_documents
+from llama_course.corpus.inputs import relative
+from llama_course.corpus.readers import RAW_FORMATS, dataset_parts, json_rows, row_documents
 from llama_course.corpus.recipe import CorpusSource
 from llama_course.data import Document, Funnel, text_bytes
-from llama_course.support.disk import atomic_write, read_json
+from llama_course.support.disk import atomic_write, read_json, write_json
 from llama_course.support.optional import need
 
 on_document: list = []  # functions that are called whenever a document was read: progress bars
@@ -71,15 +75,30 @@ class ReadSource(_Block):
         super().__init__("read")
         self.source = source
 
-    def documents(self, rank: int, world_size: int, bad: Counter) -> Iterator[Document]:
+    def units(self, rank: int, world_size: int) -> Iterator[tuple[str, Callable]]:
+        "What is read whole or not at all: its name, and documents(bad), which reads it."
         source, files = self.source, self.source.files
         if source.kind == "dataset":
-            rows = dataset_rows(source.path, source.options, rank, world_size)
-            yield from row_documents(rows, source.name, bad, **source.columns)
+            rows = dataset_parts(source.path, source.options, rank, world_size)
+            for part, own in rows.items():
+                yield part, partial(row_documents, own, source.name, **source.columns)
             return
         read = RAW_FORMATS[source.kind].read
         for file in files[rank * len(files) // world_size : (rank + 1) * len(files) // world_size]:
-            yield from read(file, source.name, bad, source.columns)
+            yield relative(file, source.root), partial(_of_file, read, file, source)
+
+    def documents(self, rank: int, world_size: int, bad: Counter) -> Iterator[Document]:
+        "All documents but those of damaged files, which are counted, and noted by name."
+        damaged = []
+        for part, read in self.units(rank, world_size):
+            counts: Counter = Counter()
+            try:
+                yield from whole_or_none(read(counts))
+                bad.update(counts)
+            except DamagedFile as error:
+                damaged.append({"file": part, "reason": str(error)})
+                bad["damaged file"] += 1
+        write_json(Path(self.source.damaged) / f"{rank:05d}.json", damaged)
 
     def __call__(self, documents, rank, world_size):
         self.begin()
@@ -90,6 +109,24 @@ class ReadSource(_Block):
                 move()
             yield to_trove(document)
         self.count(**{f"bad {reason}": number for reason, number in bad.items()})
+
+
+def _of_file(read: Callable, file: str, source: CorpusSource, bad: Counter) -> Iterator[Document]:
+    return read(file, source.name, bad, source.columns)
+
+
+def whole_or_none(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, once all of them were read; they wait on the disk if they are many.
+
+    So a file that is damaged in its middle leaves nothing, and the outcome does not depend on where
+    the damage is.
+    """
+    with SpooledTemporaryFile(max_size=2**26) as waiting:
+        for d in documents:
+            waiting.write(json.dumps([d.source, d.name, d.text]).encode() + b"\n")
+        waiting.seek(0)
+        for line in waiting:
+            yield Document(*json.loads(line))
 
 
 class ReadAgain(ReadSource):
@@ -150,6 +187,7 @@ def stages_of(
 ) -> list[CorpusStage]:
     "The stages of a source: one, or two if a step must see all documents."
     chosen, work = source.filters, Path(place) / "work" / source.name
+    source = replace(source, damaged=str((work / "damaged").resolve()))
     whole = [i for i, (name, _) in enumerate(chosen) if name in WHOLE_SOURCE]
     whole = whole if source.duplicates == "all" else []
     cut = whole[0] if whole else len(chosen)

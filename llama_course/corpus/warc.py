@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llama_course.corpus.documents import GIGANTIC
+from llama_course.corpus.documents import GIGANTIC, DamagedFile
 from llama_course.data import Document
 from llama_course.support.disk import atomic_write
-from llama_course.support.errors import UserError
 from llama_course.support.optional import need
 from llama_course.web import html_text
 
@@ -65,7 +64,7 @@ def read_warc(
     skipped: Counter | None = None,  # gets the reasons why records are no pages
     limit: int = GIGANTIC,  # bytes of one page; one more is read, for `not_gigantic`
 ) -> Iterator[Document]:
-    "The pages of a crawl, named by their addresses. Raises `UserError` for a damaged file."
+    "The pages of a crawl, named by their addresses. Raises `DamagedFile`."
     skipped = Counter() if skipped is None else skipped
     failed = _warcio("exceptions").ArchiveLoadFailed
     count = 0
@@ -79,9 +78,9 @@ def read_warc(
             address = record.rec_headers.get_header("WARC-Target-URI")
             yield Document(source, address or f"page {count}", text)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: check the path.") from None
+        raise DamagedFile(f"{path} does not exist: check the path.") from None
     except (OSError, ValueError, AttributeError, failed) as error:
-        raise UserError(
+        raise DamagedFile(
             f"{path} is damaged or no WARC file, after {count:,} pages ({error}): fetch it again."
         ) from None
 
@@ -117,7 +116,12 @@ def _page_text(record, limit) -> tuple[str | None, str | None]:
     if not kind.startswith(READABLE):
         return None, kind.split(";")[0] or "no content type"
     text = decode_page(record.content_stream().read(limit + 1), kind)
-    return (text if kind.startswith("text/plain") else html_text(text)), None
+    if kind.startswith("text/plain"):
+        return text, None
+    try:
+        return html_text(text), None
+    except (RecursionError, ValueError, AssertionError):  # tags within tags, and the like
+        return None, "not to be parsed"
 
 
 class _CheckedFile:

@@ -116,7 +116,7 @@ def make_shards(
                 write_shard(run.shard(source, "held_out"), held_out, tokenizer)
     try:
         opened = [
-            {source: Shard(run.shard(source, side), tokenizer) for source in sources}
+            {source: Shard(run.shard(source, side), tokenizer).verify() for source in sources}
             for side in sides
         ]
         return opened[0], opened[1]

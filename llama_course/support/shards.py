@@ -2,13 +2,14 @@
 
 In front of the tokens stand 128 bytes: a magic word, the version, the bytes per token, the number
 of tokens, the vocabulary, the bytes of text that they stand for, the tokenizer's fingerprint, and
-a SHA-256 over all of this and the tokens. Chapter 3 has the idea: tokens are an array on disk that
+a SHA-256 over all of this and the tokens. Opening a shard reads these 128 bytes, whatever its size;
+`verify` reads all of it. Chapter 3 has the idea: tokens are an array on disk that
 is mapped into memory.
 """
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ class ShardHeader(NamedTuple):
 
 
 class Shard:
-    "The tokens of one file, mapped into memory and verified when it is opened."
+    "The tokens of one file, mapped into memory. Opening it reads the header alone."
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class Shard:
         tokenizer: Any = None,  # if given, the shard must have been written with it
     ):
         self.path = Path(path)
-        header = _verified(self.path)
+        header, self.digest = _header(self.path)
         self.vocab_size, self.text_bytes, self.tokenizer = header[2:]
         if tokenizer is not None and tokenizer.fingerprint != self.tokenizer:
             theirs, yours = self.tokenizer[:8], tokenizer.fingerprint[:8]
@@ -57,6 +58,22 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def verify(
+        self,
+        read: Callable[[int], Any] = lambda n: None,  # is called after every so many bytes
+    ) -> "Shard":  # itself
+        "Reads all of it once. Raises `UserError` if one bit is not as it was written."
+        with open(self.path, "rb") as file:
+            head = file.read(PAYLOAD)
+            digest = hashlib.sha256()
+            while part := file.read(2**24):
+                digest.update(part)
+                read(len(part))
+        digest.update(head[: FIELDS.size])
+        if digest.digest() != head[FIELDS.size :]:
+            raise UserError(f"{self.path} is damaged, its checksum is wrong: write it anew.")
+        return self
 
 
 def write_shard(
@@ -107,13 +124,12 @@ def encode_document(
     return ids
 
 
-def _verified(path: Path) -> ShardHeader:
-    "What the header says, if header and tokens are as they were written. Raises `UserError`."
+def _header(path: Path) -> tuple[ShardHeader, str]:  # what it says; the checksum of all
+    "The header of a file that has its length. Raises `UserError`."
     try:
         with open(path, "rb") as file:
             head = file.read(PAYLOAD)
-            digest = hashlib.file_digest(file, "sha256")
-            size = file.tell()
+            size = file.seek(0, 2)
     except OSError as error:
         raise UserError(
             f"cannot read the shard {path}: {error.strerror}; check the path."
@@ -123,14 +139,15 @@ def _verified(path: Path) -> ShardHeader:
             f"{path} is not a token shard of this library: give another path, or write it anew."
         )
     _, version, width, count, vocab_size, text_bytes, tokenizer = FIELDS.unpack_from(head)
-    if size < PAYLOAD + width * count:
-        whole = PAYLOAD + width * count
-        raise UserError(f"{path} is cut off after {size:,} of {whole:,} bytes: write it anew.")
-    digest.update(head[: FIELDS.size])
-    if digest.digest() != head[FIELDS.size :]:
-        raise UserError(f"{path} is damaged, its checksum is wrong: write it anew.")
     if version != VERSION:
         raise UserError(
             f"{path} has format {version}, and this library reads format {VERSION}: write it anew."
         )
-    return ShardHeader(width, count, vocab_size, text_bytes, tokenizer.hex())
+    whole = PAYLOAD + width * count
+    if size < whole:
+        raise UserError(f"{path} is cut off after {size:,} of {whole:,} bytes: write it anew.")
+    if size > whole or width not in (2, 4):
+        raise UserError(f"{path} is damaged, it has not the length of its tokens: write it anew.")
+    return ShardHeader(width, count, vocab_size, text_bytes, tokenizer.hex()), head[
+        FIELDS.size :
+    ].hex()
