@@ -29,11 +29,11 @@ from llama_course.launch.run import train_in_folder
 from llama_course.model import Llama, LlamaConfig
 from llama_course.planner import GPUS
 from llama_course.support.compare import differences
-from llama_course.support.disk import only_one
+from llama_course.support.disk import only_one, read_json
 from llama_course.support.errors import UserError
-from llama_course.support.shards import write_shard
+from llama_course.support.shards import Shard, write_shard
 from llama_course.tokenizer import Tokenizer
-from llama_course.training import Recipe
+from llama_course.training import Recipe, bits_per_byte
 
 STEPS = 16
 
@@ -205,7 +205,7 @@ def test_a_run_is_that_of_chapter_15(data, tmp_path):
     recipe = Recipe(
         STEPS, {"a": 0.25, "b": 0.75}, batch_size=4, seq_len=32, lr=3e-4, warmup=4, seed=3
     )
-    train_in_folder(model, open_data(data)[0], recipe, tmp_path / "alone", save_every=1000)
+    train_in_folder(model, open_data(data).train, recipe, tmp_path / "alone", save_every=1000)
     torch.testing.assert_close(
         losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=2e-5, atol=0
     )
@@ -318,13 +318,16 @@ def test_what_the_trainer_leaves_is_read_by_everything(tmp_path):
     }
     (prep / "data.json").write_text(json.dumps(about))
     for folder in (prep, prep / "tokens"):
-        shards, shares, path = open_data(folder)
-        assert {name: shard.path.name for name, shard in shards.items()} == {
-            "a": "a.train.tokens",
-            "b": "b.train.tokens",
-        }
-        assert shares == {"a": 0.9, "b": 0.1} and path == prep / "tokenizer.model"
-    status, err = finish(1, command(prep, tmp_path / "run", steps=2, warmup=1))
+        found = open_data(folder)
+        for side, shards in (("train", found.train), ("held_out", found.held_out)):
+            assert {name: shard.path.name for name, shard in shards.items()} == {
+                "a": f"a.{side}.tokens",
+                "b": f"b.{side}.tokens",
+            }
+        assert found.shares == {"a": 0.9, "b": 0.1} and found.tokenizer == prep / "tokenizer.model"
+    status, err = finish(
+        1, command(prep, tmp_path / "run", "--profile", steps=6, warmup=1, measure_every=4)
+    )
     assert status == 0, err
     run = RunFolder(tmp_path / "run")
     assert (
@@ -334,8 +337,19 @@ def test_what_the_trainer_leaves_is_read_by_everything(tmp_path):
     )
     model, its = load(run.path)
     assert its.fingerprint == tokenizer.fingerprint and model.config.vocab_size == 275
+    # held-out text, by the function of chapter 15 over the same windows
+    measured = run.held_out()
+    assert {name: list(at) for name, at in measured.items()} == {"a": [4, 6], "b": [4, 6]}
+    for name, at in measured.items():
+        ids = Shard(prep / "tokens" / f"{name}.held_out.tokens").tokens
+        ids = ids[: (len(ids) - 1) // 32 * 32 + 1]
+        size = len(tokenizer.decode(ids).encode())
+        assert at[6] == pytest.approx(bits_per_byte(model, ids, size, seq_len=32), rel=1e-5)
+    names = {e["name"] for e in read_json(run.path / "trace" / "rank-0.json")["traceEvents"]}
+    assert any("aten::" in name for name in names)
+    again = command(prep, tmp_path / "run", steps=6, warmup=1, measure_every=4)
     before = (run.path / "model.safetensors").stat().st_mtime_ns
-    assert finish(1, command(prep, tmp_path / "run", steps=2, warmup=1))[0] == 0
+    assert finish(1, again)[0] == 0
     assert (run.path / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -394,7 +408,7 @@ def test_when_a_checkpoint_is_due(monkeypatch):
 
 
 def test_another_run_is_named_by_what_differs(data):
-    shards, shares, _ = open_data(data)
+    shards, _, shares, _ = open_data(data)
     identities = []
     for steps, width in ((1, 32), (2, 32), (1, 64)):
         model = Llama(LlamaConfig(width, 1, 2, vocab_size=64))

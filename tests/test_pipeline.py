@@ -448,7 +448,7 @@ def dump(path, numbers):
 def table(path, numbers):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"id": [f"http://a.b/{i}" for i in numbers], "text": [prose(i) for i in numbers]}
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns, pa.schema([(name, pa.string()) for name in columns])), path)
 
 
 @pytest.mark.parametrize("filters", [[], ["exact_duplicates"]])

@@ -21,7 +21,8 @@ class _Elements:
     "The elements of a file in their order, as far as they were read."
 
     def __init__(self, limit: int):
-        self.limit, self.done, self.is_moving = limit, [], False
+        self.limit, self.is_moving = limit, False
+        self.done: list[Any] = []
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True
         self.parser.StartElementHandler = self.begin

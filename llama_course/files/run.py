@@ -93,11 +93,25 @@ class RunFolder:
             raise UserError(f"{self.path} holds other files and no run: choose another folder.")
 
     def metrics(self) -> dict[str, np.ndarray]:  # one value for each step; nan where there is none
-        "The columns of metrics.jsonl."
-        with open(self.path / "metrics.jsonl", encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
-        names = [name for name in lines[0] if name != "skipped"]
+        "The columns of metrics.jsonl. Raises `UserError` where there is no step yet."
+        lines = self._lines()
+        names = [name for name in lines[0] if name not in ("skipped", "held_out")]
         return {name: np.array([line[name] for line in lines], dtype=float) for name in names}
+
+    def held_out(self) -> dict[str, dict[int, float]]:  # source -> step -> bits per byte
+        "What was measured of the held-out text while the run was under way."
+        found: dict[str, dict[int, float]] = {}
+        for line in self._lines():
+            for source, bits in line.get("held_out", {}).items():
+                found.setdefault(source, {})[line["step"]] = bits
+        return found
+
+    def _lines(self) -> list[dict]:
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if not lines:
+            raise UserError(f"{path} has no step yet: begin the run, or wait for its first step.")
+        return [json.loads(line) for line in lines]
 
 
 def _get(table: Any, name: str) -> Any:

@@ -283,7 +283,7 @@ def _tune(
             ranks=ranks,
             save_every=s.save_every,
             non_finite=s.non_finite,
-            tensorboard=s.tensorboard,
+            boards=("tensorboard",) * s.tensorboard,
             locked=True,
         )
         if s.lora:

@@ -1,4 +1,4 @@
-"The log of a run: a line of JSON for every step, TensorBoard if wanted, and the progress bar."
+"The log of a run: a line of JSON for every step, the boards that are wanted, the progress bar."
 
 import json
 import math
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from llama_course.launch.boards import open_boards
 from llama_course.planner import GPU, GPUS
 from llama_course.support.disk import atomic_write
 from llama_course.support.errors import UserError, disk_errors
-from llama_course.support.optional import need
 
 
 def first_lines(
@@ -61,7 +61,15 @@ class Log:
 
     shown = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib")
 
-    def __init__(self, folder: Path, first: int, steps: int, tensorboard: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        first: int,  # steps that are done
+        steps: int,
+        boards: tuple[str, ...] = (),  # tensorboard, wandb, mlflow
+        settings: dict | None = None,  # what a board shows beside the curves
+    ):
+        self.boards = open_boards(boards, folder, first, settings or {})
         self.metrics = Metrics(folder / "metrics.jsonl", first)
         self.bar = tqdm(
             total=steps,
@@ -70,28 +78,22 @@ class Log:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
-        self.board: Any = None
-        if tensorboard:
-            need("tensorboard", "log")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
     def write(self, line: dict) -> None:
-        "One step: into the file, on the bar, to TensorBoard."
+        "One step: into the file, on the bar, to the boards."
         self.metrics.write(**line)
         loss = math.nan if line["loss"] is None else line["loss"]
         speed = f"{line['tokens_per_second']:,.0f} tokens/s"
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {line['lr']:.1e}, {speed}", refresh=False)
         self.bar.update()
-        for name in self.shown if self.board else ():
-            if line[name] is not None:
-                self.board.add_scalar(name, line[name], line["step"])
+        values = {name: line[name] for name in self.shown if line[name] is not None}
+        values |= {f"held_out/{name}": bits for name, bits in line.get("held_out", {}).items()}
+        for board in self.boards:
+            board.write(line["step"], values)
 
     def close(self) -> None:
-        for part in (self.bar, self.metrics, self.board):
-            if part is not None:
-                part.close()
+        for part in (self.bar, self.metrics, *self.boards):
+            part.close()
 
 
 def gpu_called(name: str) -> GPU | None:

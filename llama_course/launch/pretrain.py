@@ -2,14 +2,19 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import torch.distributed as dist
 
 from llama_course import __version__
 from llama_course.attention import use_attention
 from llama_course.corpus.build import prepared
 from llama_course.fault_tolerance import Ranks, build, draw_weights
+from llama_course.files.plan import RunPlan, read_plan
 from llama_course.files.run import RunFolder
+from llama_course.launch.held_out import HeldOut
 from llama_course.launch.machine import machine
 from llama_course.launch.ranks import in_one_line, run_command
 from llama_course.launch.run import run_identity, run_training
@@ -21,9 +26,8 @@ from llama_course.support.disk import atomic_write, fingerprint, only_one, read_
 from llama_course.support.errors import UserError
 from llama_course.support.options import option, options
 from llama_course.support.shards import Shard
+from llama_course.tokenizer import Tokenizer
 from llama_course.training import Recipe, Step, make_loader
-
-HELD_OUT_SUFFIXES = [".held_out", ".tokens"]  # how the name of a shard ends that nobody trains on
 
 
 @options
@@ -38,32 +42,58 @@ class FullScaleRecipe(Recipe):
 class Pretraining:
     "What `python -m llama_course.launch` is told beside the recipe."
 
-    model: str = option(help="a model by name: demo, pocket, 7B, 13B, 33B, 65B")
     data: Path = option(help="what `llama-course data` wrote, or a folder of SOURCE.tokens")
     run_folder: Path = option(help="the run's folder; all ranks must see it")
+    model: str | None = option(None, "a model by name: demo, pocket, 7B, 13B, 33B, 65B")
+    plan: Path | None = option(
+        None, "what `llama-course plan --out` wrote; options beside it count more"
+    )
     tensor_parallel: int = option(1, "ranks that share each matrix", ge=1)
     sequence_parallel: bool = option(True, "divide what is between the matrices by position")
+    reduce: Literal["last", "each"] = option(
+        "last",
+        "micro-batch of a step after which gradients are summed over the ranks; last keeps 4 bytes"
+        " per parameter on each rank until then",
+    )
     save_every: int = option(100, "steps between checkpoints", ge=1)
+    measure_every: int = option(1000, "steps between measurements of the held-out text", ge=1)
     non_finite: Literal["stop", "skip"] = option("stop", "at a loss that is no number")
     tensorboard: bool = option(False, "write for TensorBoard, too", flag=True)
+    tracker: Literal["wandb", "mlflow"] | None = option(None, "send the log there, too")
+    profile: bool = option(
+        False, "leave a trace of two steps in the run's folder: trace/rank-0.json", flag=True
+    )
+
+
+class OpenedData(NamedTuple):
+    "What a folder of token shards holds."
+
+    train: dict[str, Shard]  # source -> shard
+    held_out: dict[str, Shard]
+    shares: dict[str, float]  # source -> share of what is read
+    tokenizer: Path | None  # its file
 
 
 def open_data(
     folder: Path,  # what `llama-course data` wrote, its folder of tokens, or any SOURCE.tokens
-) -> tuple[dict[str, Shard], dict[str, float], Path | None]:
-    """The shards to train on, each source's share, and the tokenizer's file if there is one.
+) -> OpenedData:
+    """The shards, each source's share, and the tokenizer's file if there is one.
 
-    Shares are those of the data's recipe, or of mixture.json, or by size. Held-out shards are left
-    alone.
-    Raises `UserError` where there is nothing to read.
+    Shares are those of the data's recipe, or of mixture.json, or by size. Nothing but the headers
+    is read. Raises `UserError` where there is nothing to train on, or a shard is not the one that
+    data.json names.
     """
     root = folder.parent if folder.name == "tokens" and prepared(folder.parent) else folder
     about = prepared(root)
     tokens = root / "tokens" if about else folder
-    files = [path for path in sorted(tokens.glob("*.tokens")) if path.suffixes != HELD_OUT_SUFFIXES]
-    shards = {
-        path.name.removesuffix(".tokens").removesuffix(".train"): Shard(path) for path in files
-    }
+    sides: dict[str, dict[str, Shard]] = {"train": {}, "held_out": {}}
+    for path in sorted(tokens.glob("*.tokens")):
+        name, _, side = path.name.removesuffix(".tokens").rpartition(".")
+        if side in sides:
+            sides[side][name] = Shard(path)
+        else:
+            sides["train"][path.name.removesuffix(".tokens")] = Shard(path)
+    shards = sides["train"]
     if not shards:
         raise UserError(
             f"{folder} has no files *.tokens: `llama-course data` with a tokenizer in its recipe"
@@ -72,25 +102,57 @@ def open_data(
     mixture = tokens / "mixture.json"
     if about:
         shares = {name: float(source["proportion"]) for name, source in about["sources"].items()}
+        _check_named(root, about, shards)
     elif mixture.exists():
         shares = read_json(mixture)
     else:
         total = sum(len(shard.tokens) for shard in shards.values())
         shares = {name: len(shard.tokens) / total for name, shard in shards.items()}
     model = root / "tokenizer.model"
-    return shards, shares, model if model.is_file() else None
+    return OpenedData(shards, sides["held_out"], shares, model if model.is_file() else None)
+
+
+def _check_named(root: Path, about: dict, shards: dict[str, Shard]) -> None:
+    "Raises `UserError` where data.json names another shard, or one that is not there."
+    for source, facts in about["sources"].items():
+        if source not in shards:
+            raise UserError(f"{root} has no training shard of {source}: run `llama-course data`.")
+        named = facts.get("shards", {}).get(f"tokens/{shards[source].path.name}")
+        if named and named["sha256"] != shards[source].digest:
+            raise UserError(
+                f"{shards[source].path} is not the shard that {root / 'data.json'} names: restore"
+                " it, or run `llama-course data` again."
+            )
+
+
+def verify_shards(shards: list[Shard], ranks: Ranks) -> None:
+    "Each shard is read by one rank; `UserError` on all ranks if one is damaged."
+    wrong = ""
+    try:
+        for shard in shards[dist.get_rank() :: dist.get_world_size()]:
+            shard.verify()
+    except UserError as error:
+        wrong = str(error)
+    # a group of its own, whose patience is that of a disk
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    found = [wrong] * ranks.world
+    dist.all_gather_object(found, wrong, group=group)
+    if first := next(filter(None, found), ""):
+        raise UserError(first)
 
 
 def pretrain(recipe: Recipe, settings: Pretraining) -> None:
     "Trains on all ranks of the group, and leaves a run folder. Raises `UserError`, `Stopped`."
     s, ranks = settings, Ranks(mesh := make_mesh(settings.tensor_parallel))
-    shards, shares, tokenizer = open_data(s.data)
-    vocab_size = next(iter(shards.values())).vocab_size
-    config = LlamaConfig.from_name(s.model, vocab_size=vocab_size)
+    data = open_data(s.data)
+    vocab_size = next(iter(data.train.values())).vocab_size
+    config = planned_config(s, vocab_size, ranks)
     config = replace(config, max_seq_len=max(recipe.seq_len, config.max_seq_len))
-    recipe = replace(recipe, proportions=shares)
+    recipe = replace(recipe, proportions=data.shares)
     run = RunFolder(s.run_folder)
     is_done = run.is_done  # before anybody begins, or the ranks would not agree
+    if not run.exists:
+        verify_shards([*data.train.values(), *data.held_out.values()], ranks)
 
     def spread(model):
         if recipe.attention:
@@ -106,21 +168,28 @@ def pretrain(recipe: Recipe, settings: Pretraining) -> None:
 
     model = build(config, spread, ranks.device)
     plain = replace(recipe, attention=None, checkpointing=None, compile=False)  # `spread` did it
-    step_of = Step(model, plain)
-    identity = run_identity(model, shards, recipe)
+    step_of = Step(model, plain, reduce=s.reduce)
+    identity = run_identity(model, data.train, recipe)
+    tokenizer = Tokenizer.load(data.tokenizer) if data.tokenizer else None
+    own = recipe.batch_size // ranks.size
+    rows = min(recipe.micro_batch or own, own) or 1
+    held_out = HeldOut(data.held_out, tokenizer, recipe.seq_len, rows, ranks, recipe.precision)
     with only_one(run.path) if ranks.is_first else nullcontext():
         if ranks.is_first:
-            begin_folder(run, s, recipe, identity, tokenizer)
+            begin_folder(run, s, recipe, identity, data.tokenizer)
         run_training(
             step_of,
-            make_loader(shards, recipe),
+            make_loader(data.train, recipe),
             run.path,
             identity,
             ranks=ranks,
             first_weights=lambda: draw_weights(model, recipe.seed),
             save_every=s.save_every,
             non_finite=s.non_finite,
-            tensorboard=s.tensorboard,
+            boards=("tensorboard",) * s.tensorboard + ((s.tracker,) if s.tracker else ()),
+            held_out=held_out,
+            measure_every=s.measure_every,
+            profile=s.profile,
             locked=True,
         )
         if not is_done:
@@ -159,6 +228,45 @@ def _plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
+def plan_words(plan: RunPlan) -> list[str]:
+    "The plan as options of the command; they stand before the user's own, and the last one counts."
+    told = {
+        "steps": plan.steps,
+        "batch-size": plan.batch_size,
+        "micro-batch": plan.micro_batch,
+        "seq-len": plan.seq_len,
+        "checkpointing": plan.checkpointing,
+        "precision": plan.precision,
+        "tensor-parallel": plan.tensor,
+        "reduce": "each",  # it counts on gradients that are spread over the ranks at all times
+    }
+    words = [word for name, value in told.items() for word in (f"--{name}", str(value))]
+    words.append("--sequence-parallel" if plan.sequence else "--no-sequence-parallel")
+    return words + ["--compile"] * plan.compile
+
+
+def planned_config(s: Pretraining, vocab_size: int, ranks: Ranks) -> LlamaConfig:
+    "The model's shape, by name or by plan. Raises `UserError` if this run was not planned so."
+    if s.plan is None:
+        if not s.model:
+            raise UserError("--model is missing: give a name, or a --plan.")
+        return LlamaConfig.from_name(s.model, vocab_size=vocab_size)
+    if s.model:
+        raise UserError("--model and --plan do not go together: the plan has its model.")
+    plan = read_plan(s.plan)
+    if plan.gpus != ranks.world:
+        raise UserError(
+            f"{s.plan} is for {plan.gpus} ranks, and here are {ranks.world}: plan again with"
+            f" --gpus {ranks.world}, or leave --plan out and give the options."
+        )
+    if plan.model.vocab_size != vocab_size:
+        raise UserError(
+            f"{s.plan} is for a vocabulary of {plan.model.vocab_size} tokens, and that of {s.data}"
+            f" has {vocab_size}: plan again with that of the data."
+        )
+    return plan.model
+
+
 def launch_command() -> None:
     "The command `python -m llama_course.launch`."
     name = "llama_course.launch"
@@ -167,4 +275,14 @@ def launch_command() -> None:
         "Pretrain a LLaMA on token shards; under torchrun, on many processes."
         in_one_line(name, lambda: pretrain(recipe, settings))
 
-    run_command(name, command)
+    run_command(name, command, _with_plan)
+
+
+def _with_plan(words: list[str]) -> list[str]:
+    "The words of the command line, after those of the plan that they name."
+    for i, word in enumerate(words):
+        path = words[i + 1] if word == "--plan" and i + 1 < len(words) else ""
+        path = word.removeprefix("--plan=") if word.startswith("--plan=") else path
+        if path:
+            return plan_words(read_plan(path)) + words
+    return words

@@ -66,12 +66,13 @@ def in_one_line(name: str, work: Callable[[], Any]) -> Any:
 def run_command(
     name: str,  # of the module
     function: Callable,  # parameters that are options classes stand for their fields
+    change: Callable[[list[str]], list[str]] = list,  # of the words of the command line
 ) -> None:
     "The command `python -m NAME`."
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(as_command(function))
     try:
-        app(prog_name=f"python -m {name}")
+        app(change(sys.argv[1:]), prog_name=f"python -m {name}")
     except UserError as error:  # an option that is wrong
         if is_first_process():
             print(f"{name}: {error}", file=sys.stderr)

@@ -14,14 +14,16 @@ from typing import Any
 from torch import nn
 
 from llama_course.fault_tolerance import Checkpoints, Ranks, check_finite, deterministic
-from llama_course.launch.log import Log, own_gpu, peak_memory_gib
-from llama_course.planner import mfu
+from llama_course.launch.held_out import HeldOut
+from llama_course.launch.log import Log
+from llama_course.launch.measures import Measures, traced
 from llama_course.support.disk import only_one
 from llama_course.support.errors import UserError
 from llama_course.support.shards import PAYLOAD
 from llama_course.support.signals import Stopped, stop_signals
 from llama_course.training import Recipe, Step, make_loader, train
 
+FREE = ("micro_batch", "checkpointing")  # like the number of ranks: other memory, the same sums
 PAUSE = 10.0  # seconds between checkpoints, where no number of steps is given
 
 
@@ -37,7 +39,8 @@ def run_identity(
         with open(shard.path, "rb") as file:
             text.update(file.read(PAYLOAD))
     digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
-    return {"recipe": asdict(recipe), "model": digest[:16], "text": text.hexdigest()[:16]}
+    told = {name: value for name, value in asdict(recipe).items() if name not in FREE}
+    return {"recipe": told, "model": digest[:16], "text": text.hexdigest()[:16]}
 
 
 def train_in_folder(
@@ -84,7 +87,10 @@ def run_training(
     first_weights: Callable[[], None] | None = None,  # sets them, where there is no checkpoint
     save_every: int | None = None,  # steps; None: after the first one, then by the clock
     non_finite: str = "stop",  # or skip: what to do with a step whose loss is no number
-    tensorboard: bool = False,
+    boards: tuple[str, ...] = (),  # tensorboard, wandb, mlflow: where else the log goes
+    held_out: HeldOut | None = None,  # is measured
+    measure_every: int = 1000,  # steps, and after the last one
+    profile: bool = False,  # whether to leave a trace of two steps in trace/
     locked: bool = False,  # whether the caller holds the folder already
 ) -> None:
     """Trains to the last step, from the newest whole checkpoint if there is one.
@@ -101,8 +107,11 @@ def run_training(
         if found is None and first_weights:
             first_weights()
         done, seconds = (found["step"], found["seconds"]) if found else (0, 0.0)
-        log = Log(folder, done, step_of.recipe.steps, tensorboard) if ranks.is_first else None
-        with closing(log) if log else nullcontext():
+        recipe = step_of.recipe
+        log = Log(folder, done, recipe.steps, boards, asdict(recipe)) if ranks.is_first else None
+        measures = Measures(step_of.model, recipe, ranks, held_out, measure_every)
+        trace = traced(folder / "trace", ranks) if profile else nullcontext(lambda: None)
+        with closing(log) if log else nullcontext(), trace as next_step:
             try:
                 _steps(
                     step_of,
@@ -110,6 +119,8 @@ def run_training(
                     ranks,
                     checkpoints,
                     log,
+                    measures,
+                    next_step,
                     Due(save_every),
                     done,
                     seconds,
@@ -126,6 +137,8 @@ def _steps(
     ranks: Ranks,
     checkpoints: Checkpoints,
     log: Log | None,  # of the first rank
+    measures: Measures,
+    next_step: Callable[[], None],  # tells the profiler
     due: Due,
     done: int,  # steps
     seconds: float,  # that they took
@@ -134,7 +147,6 @@ def _steps(
     "The steps that are left. Raises `Stopped` after the one in which a rank was asked to stop."
     recipe, parent = step_of.recipe, os.getppid()
     is_torchruns = "TORCHELASTIC_RUN_ID" in os.environ
-    measures = _Measures(step_of.model, recipe, ranks)
     start = time.perf_counter() - seconds
     with stop_signals() as asked, deterministic():
         for line in train(step_of.model, loader, recipe, step_of, done, ranks.rank, ranks.size):
@@ -143,6 +155,8 @@ def _steps(
                 asked.append(signal.SIGTERM)  # torchrun is dead, and nobody watches this rank
             line["loss"], stop, save = ranks.agree(line["loss"], bool(asked), due.at(step))
             line = check_finite(line | measures.of(line) | {"seconds": seconds}, non_finite)
+            line |= measures.held_out_of(step)
+            next_step()
             if log:
                 log.write(line)
             checkpoints.finish(wait=False)
@@ -159,18 +173,3 @@ def _steps(
                 number = asked[0] if asked else signal.SIGTERM
                 raise Stopped(number, f"stopped after step {step}, which is saved")
         checkpoints.finish()
-
-
-class _Measures:
-    "Memory and model FLOPs utilization of a step."
-
-    def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks):
-        self.config, self.seq_len = getattr(model, "config", None), recipe.seq_len
-        self.gpu, self.ranks = own_gpu(), ranks.world
-
-    def of(self, line: dict) -> dict:
-        share, memory = None, peak_memory_gib()
-        if self.gpu and self.config:
-            speed = line["tokens_per_second"] / self.ranks
-            share = mfu(self.config, speed, self.gpu, self.seq_len)
-        return {"mfu": share, "memory_gib": memory and round(memory, 3)}
