@@ -13,8 +13,8 @@ from xml.parsers import expat
 from llama_course.corpus.documents import GIGANTIC
 from llama_course.data import Document
 
-CHUNK = 2**16  # bytes that are read at a time
-FIELDS = ("ns", "title", "text")
+XML_CHUNK = 2**16  # bytes that are read at a time
+PAGE_FIELDS = ("ns", "title", "text")
 
 
 class _Elements:
@@ -41,7 +41,7 @@ class _Elements:
     def read(self, file: Any) -> Iterator[Any]:
         "What the handlers put into `done`. Raises `ExpatError`, also at a tag without end."
         waiting = 0
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(XML_CHUNK):
             self.is_moving = False
             self.parser.Parse(chunk)
             waiting = 0 if self.is_moving else waiting + len(chunk)
@@ -70,7 +70,7 @@ class _Pages(_Elements):
 
     def text(self, text):
         super().text(text)
-        if self.page is not None and self.field in FIELDS and self.size <= self.limit:
+        if self.page is not None and self.field in PAGE_FIELDS and self.size <= self.limit:
             self.page[self.field].append(text[: self.limit + 1 - self.size])
             self.size += len(text)
 
@@ -78,7 +78,7 @@ class _Pages(_Elements):
         super().end(tag)
         self.field = ""
         if tag == "page" and self.page is not None:
-            fields = {name: "".join(self.page.get(name, [])) for name in FIELDS}
+            fields = {name: "".join(self.page.get(name, [])) for name in PAGE_FIELDS}
             self.done.append(fields | {"redirect": "redirect" in self.page})
             self.page = None
 

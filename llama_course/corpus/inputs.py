@@ -13,7 +13,7 @@ from typing import Any
 from llama_course.support.disk import read_json
 from llama_course.support.errors import UserError
 
-ENDS = 2**16  # bytes at both ends of a file that must agree if it has got another date
+END_BYTES = 2**16  # bytes at both ends of a file that must agree if it has got another date
 
 
 def relative(path: str | Path, root: str | Path) -> str:
@@ -25,9 +25,9 @@ def file_state(path: str | Path) -> list:  # size, date, hash of both ends
     "What a file is, without reading all of it."
     with open(path, "rb") as file:
         about = os.fstat(file.fileno())
-        ends = file.read(ENDS)
-        file.seek(max(0, about.st_size - ENDS))
-        ends += file.read(ENDS)
+        ends = file.read(END_BYTES)
+        file.seek(max(0, about.st_size - END_BYTES))
+        ends += file.read(END_BYTES)
     return [about.st_size, about.st_mtime_ns, hashlib.sha256(ends).hexdigest()[:16]]
 
 

@@ -16,7 +16,7 @@ from llama_course.corpus.readers import RAW_FORMATS
 from llama_course.support.errors import UserError
 from llama_course.support.options import OptionError, from_dict, option, options
 
-FILE_KINDS = ("arrow", "csv", "json", "parquet", "text", "webdataset", "xml")  # of load_dataset
+DATASET_KINDS = ("arrow", "csv", "json", "parquet", "text", "webdataset", "xml")  # of load_dataset
 EXAMPLE_RECIPE = Path(__file__).with_name("example.toml").read_text(encoding="utf-8")
 
 
@@ -140,7 +140,7 @@ def _source(name: str, about: Any, root: Path) -> CorpusSource:
     path, files = str(root / read.path), []
     chosen = read.options
     if read.kind == "dataset":
-        is_kind = read.path in FILE_KINDS
+        is_kind = read.path in DATASET_KINDS
         path = path if Path(path).exists() and not is_kind else read.path
         try:
             chosen, inputs = _data_files(read.options, root, is_kind)
