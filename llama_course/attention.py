@@ -261,10 +261,10 @@ def masked_attention(
     if q.size(-2) > 1 or q.element_size() > 2 or q.device.type != "cpu":
         shared = q.size(1) != k.size(1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=shared)
-    # on a CPU the fused kernels are slow for one query in 16 bits; two products of all heads at once are not
-    q = q.squeeze(2).unflatten(1, (k.size(1), -1)) * q.size(-1) ** -0.5  # (B, K, H/K, Q)
-    scores = torch.where(mask[:, None], q @ k.mT, -torch.inf)
-    return (scores.softmax(-1) @ v).flatten(1, 2).unsqueeze(2)
+    # on a CPU the kernels are slow for one query in 16 bits; two products in float32 are not
+    q, k, v, dtype = q.squeeze(2).float() * q.size(-1) ** -0.5, k.float(), v.float(), q.dtype
+    scores = torch.where(mask[:, None], q.unflatten(1, (k.size(1), -1)) @ k.mT, -torch.inf)  # (B, K, H/K, S)
+    return (scores.softmax(-1) @ v).flatten(1, 2).unsqueeze(2).to(dtype)
 
 
 def attend(
