@@ -1,33 +1,29 @@
 """What the judge knows of the three exercises in `exercises/16_collectives.ipynb`. Spoilers from
 here on."""
 
-import inspect
-
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from llama_course import collectives
+from llama_course.classroom.by_hand import by_hand
 from llama_course.classroom.exercise import Exercise
 from llama_course.collectives import (
     padded_parts,
     rehearse,
     ring_all_gather,
     ring_all_reduce,
+    ring_reduce_scatter,
 )
 from llama_course.support.ledger import Counter
 
 
-def on_stage(deal, by_hand=False):
+def on_stage(deal):
     """How an answer is used: answer(wire, *arguments of the rank) for each rank; a list of what
-    they return, and counted what the busiest rank sends. `by_hand`: the library's own collectives
-    refuse to send."""
+    they return. Counted is what the busiest rank sends."""
 
     def call(answer, *args):
         counter = _get_current_dispatch_mode()
 
         def play(wire, *mine):
-            if by_hand:
-                wire.send = _own_sends(wire.send)
             if not isinstance(counter, Counter):
                 return answer(wire, *mine)
             with counter:
@@ -43,18 +39,6 @@ def on_stage(deal, by_hand=False):
     return call
 
 
-def _own_sends(send):
-    "`send`, for all callers but the library's collectives."
-
-    def own_send(tensor, to):
-        caller = inspect.currentframe().f_back.f_code
-        if caller.co_filename == collectives.__file__:
-            raise NameError(f"{caller.co_name} is the library's: here it is to be written")
-        send(tensor, to)
-
-    return own_send
-
-
 def cancellation(tensors, *_):
     "How much a sum over the first axis magnifies a rounding error, in its worst row."
     terms, total = tensors.double().abs().sum(0), tensors.double().sum(0).abs()
@@ -67,7 +51,12 @@ reduce_scatter = Exercise(
     chapter="16_collectives",
     kind="rebuild",
     condition=cancellation,
-    call=on_stage(lambda parts: [(list(own),) for own in parts], by_hand=True),
+    call=by_hand(
+        ring_reduce_scatter,
+        ring_all_gather,
+        ring_all_reduce,
+        call=on_stage(lambda parts: [(list(own),) for own in parts]),
+    ),
     points={"values": 5, "invariant": 2, "ledger": 3},
     hints=(
         "Every part has to travel to one rank and be added up on the way, or there. Who sends"
