@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from llama_course.certainty import mcnemar, paired, wilson
-from llama_course.classroom.by_hand import by_hand
 from llama_course.classroom.exercise import Exercise
+from llama_course.classroom.own_work import by_hand
 
 
 def _as_tensor(answer, *args):

@@ -4,8 +4,8 @@ here on."""
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from llama_course.classroom.by_hand import by_hand
 from llama_course.classroom.exercise import Exercise
+from llama_course.classroom.own_work import by_hand
 from llama_course.collectives import (
     padded_parts,
     rehearse,
