@@ -11,7 +11,7 @@ def _refuse(*args: object, **kwargs: object) -> None:
 
 
 @contextlib.contextmanager
-def without(
+def refusing_to_run(
     *functions: Callable,  # of the library, by whatever name they were imported
 ) -> Iterator[None]:
     "Within it each of the functions raises `NameError`."
@@ -26,14 +26,14 @@ def without(
             function.__code__ = code
 
 
-def by_hand(
+def without_calling(
     *functions: Callable,  # that the answer is to do without
     call: Callable = lambda answer, *args: answer(*args),  # how it is used apart from that
 ) -> Callable:  # call(answer, *args) of an `Exercise`
     "How an answer is used that may not call the library's own."
 
     def use(answer: Callable, *args: object) -> object:
-        with without(*functions):
+        with refusing_to_run(*functions):
             return call(answer, *args)
 
     return use

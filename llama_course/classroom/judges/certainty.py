@@ -10,7 +10,7 @@ import torch
 
 from llama_course.certainty import mcnemar, paired, wilson
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.own_work import by_hand
+from llama_course.classroom.own_work import without_calling
 
 
 def _as_tensor(answer, *args):
@@ -22,7 +22,7 @@ wilson_interval = Exercise(
     "wilson_interval",
     chapter="27_certainty",
     kind="rebuild",
-    call=by_hand(wilson, call=_as_tensor),
+    call=without_calling(wilson, call=_as_tensor),
     factor=16.0,
     points={"values": 7, "invariant": 3},
     hints=(
@@ -285,7 +285,7 @@ paired_p_value = Exercise(
     "paired_p_value",
     chapter="27_certainty",
     kind="diagnose",
-    call=by_hand(mcnemar, paired),
+    call=without_calling(mcnemar, paired),
     factor=64.0,
     points={"values": 8, "invariant": 2},
     hints=(
