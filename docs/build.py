@@ -92,7 +92,12 @@ def write_pages():
     shutil.rmtree(PAGES, ignore_errors=True)
     folders = ["nbs", "exercises"]
     sources = [path for folder in folders for path in sorted((ROOT / folder).glob("[!_.]*.ipynb"))]
-    sources += [DOCS / "benchmarks.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    sources += [
+        DOCS / "models.md",
+        DOCS / "benchmarks.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+    ]
     names = [path.relative_to(ROOT).with_suffix("").as_posix() for path in sources]
     api = write_api(PAGES / "api")
     contents = menu(

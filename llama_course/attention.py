@@ -279,7 +279,7 @@ def attend(
 
 # %% ../nbs/11_attention.ipynb #c080
 class Attention(nn.Module):
-    "Rotary causal attention between linear maps without biases. (Vaswani et al. 2017, sec. 3.2.2)"
+    "Rotary causal attention between linear maps. (Vaswani et al. 2017, sec. 3.2.2)"
     backend = "sdpa"  # how it computes: see `use_attention`
 
     def __init__(
@@ -287,13 +287,15 @@ class Attention(nn.Module):
         dim: int,  # D
         n_heads: int,  # H, divides D
         n_kv_heads: int | None = None,  # K, divides H; None: as many as heads
+        head_dim: int | None = None,  # Q; None: D / H, as in LLaMA
+        bias: bool = False,  # added by all four maps; LLaMA has none
     ):
         super().__init__()
-        self.head_dim = dim // n_heads  # Q
+        self.head_dim = head_dim or dim // n_heads  # Q
         width = (n_kv_heads or n_heads) * self.head_dim
-        self.wq = nn.Linear(dim, n_heads * self.head_dim, bias=False)
-        self.wk, self.wv = (nn.Linear(dim, width, bias=False) for _ in range(2))
-        self.wo = nn.Linear(n_heads * self.head_dim, dim, bias=False)
+        self.wq = nn.Linear(dim, n_heads * self.head_dim, bias=bias)
+        self.wk, self.wv = (nn.Linear(dim, width, bias=bias) for _ in range(2))
+        self.wo = nn.Linear(n_heads * self.head_dim, dim, bias=bias)
 
     def forward(
         self,

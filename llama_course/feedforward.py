@@ -20,17 +20,18 @@ def hidden_dim(
 
 # %% ../nbs/09_feedforward.ipynb #c018
 class FeedForward(nn.Module):
-    "SwiGLU without biases: w2 of the product of silu(w1 x) and w3 x. (Shazeer 2020, eq. 6)"
+    "SwiGLU: w2 of the product of silu(w1 x) and w3 x. (Shazeer 2020, eq. 6)"
 
     def __init__(
         self,
         dim: int,  # D, the width of the model
         hidden_dim: int,  # F, the width inside
+        bias: bool = False,  # added by all three maps; LLaMA has none
     ):
         super().__init__()
-        self.w1 = nn.Linear(dim, hidden_dim, bias=False)  # the gate
-        self.w2 = nn.Linear(hidden_dim, dim, bias=False)  # the backward pass
-        self.w3 = nn.Linear(dim, hidden_dim, bias=False)  # what passes
+        self.w1 = nn.Linear(dim, hidden_dim, bias=bias)  # the gate
+        self.w2 = nn.Linear(hidden_dim, dim, bias=bias)  # the backward pass
+        self.w3 = nn.Linear(dim, hidden_dim, bias=bias)  # what passes
 
     def forward(
         self,

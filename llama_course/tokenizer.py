@@ -80,6 +80,7 @@ class Tokenizer:
             raise UserError(f"{path} is no SentencePiece model: give the path to one.") from None
         self.vocab_size = self._model.vocab_size()
         self.bos_id, self.eos_id = self._model.bos_id(), self._model.eos_id()
+        self.stop_ids = frozenset([self.eos_id])  # what ends a text; a chat model may have several
         self._meta_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in META.encode()]
         if min(self.bos_id, self.eos_id) < 0 or self.decode(self.encode(PROBE)) != PROBE:
             raise UserError(f"{path} loses characters or has no BOS and EOS: train it with byte fallback and"

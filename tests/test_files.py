@@ -133,7 +133,7 @@ WQ = "layers.1.attention.wq.weight"
         (lambda f: (f / "consolidated.01.pth").unlink(), ["00, 02, 03", "fetch"]),
         (lambda f: (f / "consolidated.03.pth").unlink(), ["00, 01, 02", "fetch"]),
         (lambda f: (f / "params.json").write_text("{"), ["params.json", "JSON"]),
-        (lambda f: write_json(f / "params.json", [1]), ["not a LLaMA"]),
+        (lambda f: write_json(f / "params.json", [1]), ["not a LLaMA", "params.json"]),
         (lambda f: write_json(f / "params.json", {"dim": 64}), ["n_layers"]),
         (
             lambda f: write_json(f / "params.json", read_json(f / "params.json") | {"dim": 80}),
@@ -147,9 +147,9 @@ WQ = "layers.1.attention.wq.weight"
         ),
         (
             lambda f: write_json(
-                f / "params.json", read_json(f / "params.json") | {"use_scaled_rope": True}
+                f / "params.json", read_json(f / "params.json") | {"moe": {"num_experts": 8}}
             ),
-            ["rotary"],
+            ["moe", "not known"],
         ),
         (
             lambda f: os.truncate(f / "consolidated.02.pth", 9000),
@@ -273,13 +273,13 @@ UP = "model.layers.1.mlp.up_proj.weight"
             [UP, "F8_E4M3"],
         ),
         (lambda f: change_tensors(f, lambda t: t | {"lora": torch.ones(2)}), ["lora"]),
-        (setting(model_type="mistral"), ["'mistral'"]),
-        (setting(attention_bias=True), ["biases"]),
+        (setting(model_type="gemma"), ["'gemma'"]),
+        (setting(attention_bias=True), ["q_proj.bias", "incomplete"]),
         (setting(hidden_act="gelu"), ["activation"]),
-        (setting(rope_scaling={"type": "linear", "factor": 2.0}), ["rope scaling"]),
-        (setting(head_dim=16), ["heads of 16"]),
+        (setting(head_dim=16), ["(64, 64)", "(128, 64)"]),
         (setting(vocab_size=97), ["(96, 64)", "(97, 64)", "different models"]),
-        (setting(hidden_size=65), ["config.json", "does not divide"]),
+        (setting(hidden_size=65), ["(64, 64)", "(64, 65)"]),
+        (setting(hidden_size=65, head_dim=None), ["config.json", "does not divide"]),
         (setting(hidden_size=None), ["does not say dim"]),
         (setting(num_hidden_layers="2"), ["n_layers"]),
         (
@@ -287,7 +287,9 @@ UP = "model.layers.1.mlp.up_proj.weight"
             ["out of its folder"],
         ),
         (
-            lambda f: write_json(f / "model.safetensors.index.json", {"weight_map": {"a": "x"}}),
+            lambda f: write_json(
+                f / "model.safetensors.index.json", {"weight_map": {"a": "x.safetensors"}}
+            ),
             ["has no x"],
         ),
         (lambda f: (f / "run.json").write_text("{}"), ["run.json", "not a llama_course run"]),
@@ -394,9 +396,9 @@ TYPE = gguf.GGUFValueType
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (dict(changes=(TYPE.STRING,), llama__rope__scaling__type="yarn"), ["rope scaling"]),
+        (dict(changes=(TYPE.FLOAT32,), llama__logit_scale=2.0), ["llama.logit_scale", "not known"]),
         (dict(changes=(TYPE.UINT32,), llama__expert_count=8), ["experts"]),
-        (dict(changes=(TYPE.UINT16,), split__count=3), ["one of several"]),
+        (dict(changes=(TYPE.UINT16,), split__count=3), ["one of 3 files"]),
         (dict(leave=("tok_embeddings.weight",)), ["token_embd.weight"]),
         (dict(leave=("layers.1.ffn_norm.weight",)), ["blk.1.ffn_norm.weight"]),
     ],

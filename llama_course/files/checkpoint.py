@@ -1,14 +1,23 @@
 "A checkpoint is known before it is read: where each tensor lies, and the model made from there."
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama_course.formats import DTYPES, StoredTensor, decode_numbers, kind_size, tensor_shapes
+from llama_course.formats import (
+    DTYPES,
+    StoredTensor,
+    decode_numbers,
+    kind_size,
+    read_safetensors_table,
+    tensor_shapes,
+)
 from llama_course.model import Llama, LlamaConfig, RotaryTable
 from llama_course.rope import half_to_adjacent
 from llama_course.support.errors import UserError
@@ -48,6 +57,8 @@ class Source:
                 piece.copy_to(part)
         if self.heads:
             out.copy_(half_to_adjacent(out, self.heads))
+        for rows in out.split(max(1, 2**20 // out.size(-1))):
+            self.check_finite(rows)
 
     def blocks(
         self,
@@ -55,10 +66,22 @@ class Source:
     ) -> Iterator[Tensor]:  # (some rows, C)
         "The tensor's rows from first to last."
         if len(self.pieces) == 1 and not self.heads:
-            yield from self.pieces[0].blocks(n)
+            for block in self.pieces[0].blocks(n):
+                self.check_finite(block)
+                yield block
         else:
             self.read(whole := torch.empty(self.shape))
             yield whole
+
+    def check_finite(self, rows: Tensor) -> None:
+        "Raises `UserError` that names the tensor if a number is nan or infinite."
+        # one sum is the fastest look at all of them; it may overflow where no number does
+        if not rows.sum(dtype=torch.float32).isfinite() and not rows.isfinite().all():
+            piece, kind = self.pieces[0], str(rows.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{piece.path}: {piece.name} has numbers that are nan or infinite in {kind}: the"
+                " file is damaged, or its training had diverged; fetch it again, or choose float32."
+            )
 
     def differing_piece(self) -> StoredTensor | None:
         "A piece that should hold the same numbers as the first, and does not."
@@ -152,6 +175,43 @@ def named_sources(
     return Checkpoint(path, config, sources)
 
 
+def safetensors_table(
+    path: Path,
+) -> dict[str, StoredTensor]:
+    "The tensors of a safetensors file. Raises `UserError` if it is damaged."
+    try:
+        with safe_open(path, "pt"):  # looks at the table, and at the length of the file
+            return read_safetensors_table(path)
+    except (SafetensorError, struct.error, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is truncated or not a safetensors file ({error}): fetch it again."
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+
+
+def check_layers(
+    path: Path,
+    config: LlamaConfig,
+    table: dict[str, StoredTensor],  # by the file's names
+) -> None:
+    "Raises `UserError` where there are more layers than tensors, before a model is made of them."
+    if config.n_layers > len(table):
+        raise UserError(
+            f"{path} has {len(table)} tensors, its settings ask for {config.n_layers} layers: the"
+            " two are of different models (or a file is missing)."
+        )
+
+
+def same_numbers(a: StoredTensor, b: StoredTensor) -> bool:
+    "Whether two tensors of a file hold the same. Raises `UserError` if the file is damaged."
+    if (a.shape, a.kind) != (b.shape, b.kind):
+        return False
+    for stored in (a, b):
+        _check_piece(stored)
+    return all(torch.equal(x, y) for x, y in zip(a.blocks(), b.blocks()))
+
+
 def config_from(
     path: Path,  # the file that the fields come from
     **fields,
@@ -165,7 +225,14 @@ def config_from(
 
 def _check_piece(piece: StoredTensor) -> None:
     if not _is_readable(piece.kind):
-        raise UserError(f"{piece.path}: {piece.name} is of the kind {piece.kind}: not supported.")
+        raise UserError(
+            f"{piece.path}: {piece.name} is of the kind {piece.kind}, which is not read: fetch the"
+            " model with numbers of 16 or 32 bits, or as GGUF."
+        )
+    if not piece.shape or piece.shape[-1] % kind_size(piece.kind)[0]:
+        raise UserError(
+            f"{piece.path}: {piece.name} {piece.shape} is not made of {piece.kind}'s blocks."
+        )
     if piece.offset is not None and piece.offset + piece.nbytes > piece.path.stat().st_size:
         raise UserError(f"{piece.path} is truncated within {piece.name}: fetch it again.")
 

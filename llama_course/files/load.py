@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from llama_course.files.checkpoint import Checkpoint, named_sources
+from llama_course.files.checkpoint import Checkpoint, named_sources, safetensors_table
 from llama_course.files.gguf import read_gguf
-from llama_course.files.hugging_face import read_hugging_face, safetensors_table
+from llama_course.files.hugging_face import read_hugging_face
 from llama_course.files.meta import read_meta
 from llama_course.files.quantized import quantized_model
 from llama_course.files.run import RunFolder
-from llama_course.files.tokenizers import ByteLevelTokenizer, tokenizer_of_gguf, tokenizer_of_json
+from llama_course.files.tokenizer_in import read_tokenizer
+from llama_course.files.tokenizers import ByteLevelTokenizer, fit_vocabulary
 from llama_course.formats import plain_chat, tensor_shapes
 from llama_course.model import Llama, read_config
 from llama_course.support.disk import fingerprint, read_json
@@ -30,12 +31,7 @@ def load(
     checkpoint, tokenizer = read_checkpoint(path), load_tokenizer(path)
     if (run := RunFolder(path)).exists:
         _ask_as_trained(tokenizer, run)
-    found, wanted = tokenizer.vocab_size, checkpoint.config.vocab_size
-    if found != wanted:
-        raise UserError(
-            f"{tokenizer.path} is not the tokenizer of this model: it has {found} tokens, the"
-            f" model's vocabulary {wanted}."
-        )
+    fit_vocabulary(tokenizer, checkpoint.config.vocab_size, path)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # of many kinds
@@ -67,10 +63,7 @@ def load_tokenizer(
     path: Path | str,  # as of `load`
 ) -> Tokenizer | ByteLevelTokenizer:
     "The tokenizer that belongs to the weights."
-    path = Path(path)
-    if path.is_dir() and (path / "tokenizer.model").is_file():
-        return Tokenizer.load(path / "tokenizer.model")
-    return tokenizer_of_json(path) if path.is_dir() else tokenizer_of_gguf(path)
+    return read_tokenizer(path)
 
 
 def read_checkpoint(
@@ -82,7 +75,8 @@ def read_checkpoint(
         raise UserError(f"{path} does not exist: check the path.")
     if path.is_file():
         return read_gguf(path)
-    if (path / "params.json").is_file():
+    has_params, has_config = ((path / f"{name}.json").is_file() for name in ("params", "config"))
+    if has_params and (not has_config or any(path.glob("consolidated.*"))):
         return read_meta(path)
     about = read_json(path / "config.json") if (path / "config.json").is_file() else None
     if (

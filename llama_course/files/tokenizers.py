@@ -1,24 +1,84 @@
-"Tokenizers of others: byte-level merges or SentencePiece's pieces, in GGUF or tokenizer.json."
+"Tokenizers of others: SentencePiece's pieces, or merges of bytes, with what surrounds them."
 
-import tempfile
-from collections.abc import Iterable
-from importlib import import_module
+import json
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llama_course.files.chat import encode_chat
-from llama_course.files.gguf import gguf_header
 from llama_course.formats import byte_letter
-from llama_course.support.disk import atomic_write, fingerprint, read_json, write_json
+from llama_course.support.disk import atomic_write, fingerprint, write_json
 from llama_course.support.errors import UserError
 from llama_course.support.optional import need
-from llama_course.tokenizer import Tokenizer
+from llama_course.tokenizer import GUARD, META, Tokenizer, check_text
 
-_CONTROL = 3  # GGUF's type of a token that is no text
+
+class PieceTokenizer(Tokenizer):
+    "LLaMA's tokenizer with what a model's folder adds: words of its own, a chat template."
+
+    def __init__(
+        self,
+        path: Path | str,  # a SentencePiece model
+        controls: dict[str, int],  # tokens that are no text, beside BOS and EOS
+        words: dict[str, int],  # tokens that are text and no pieces
+        add_bos: bool = True,  # whether the model's texts begin with BOS
+        chat_template: str | None = None,
+        space_everywhere: bool = True,  # whether a text after a control token has the first space
+    ):
+        self._words: dict[str, int] = {}
+        self._added: dict[int, str] = {}
+        self.add_bos, self.pieces = True, 2**31
+        self._space_everywhere = True  # so far, for the test that nothing is lost
+        super().__init__(path)
+        self.content = self.path.read_bytes()
+        model = self._model
+        ends = {model.id_to_piece(i): i for i in range(model.vocab_size()) if model.is_control(i)}
+        self.controls, self._added = ends | controls, {i: word for word, i in words.items()}
+        self.add_bos, self.chat_template = add_bos, chat_template
+        self._space_everywhere, self._words = space_everywhere, words
+        self.pieces = model.vocab_size()
+        self.vocab_size: int = 1 + max([self.pieces - 1, *self.controls.values(), *words.values()])
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        "As `Tokenizer.encode`; BOS if the model's texts begin with it or there is nothing else."
+        ids: list[int] = []
+        for part, word in _cut(check_text(text), self._words):
+            ids += self.encode_after(part) if ids else super().encode(part)
+            ids += [self._words[word]] if word else []
+        return [self.bos_id] * (bos and (self.add_bos or not ids)) + ids + [self.eos_id] * eos
+
+    def encode_after(self, text: str) -> list[int]:
+        "The ids of a text that follows a control token or a word."
+        if self._space_everywhere:
+            return super().encode(text)
+        ids: list[int] = []
+        for i, part in enumerate(text.split(META)):
+            inner = self._model.encode(GUARD + part)[len(self._guard_ids) :]
+            ids += (self._meta_ids if i else []) + inner
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        "The text of the ids; control tokens leave no trace."
+        text, run = "", []
+        for i in [*_checked(ids, self.vocab_size, self.path), -1]:
+            if i >= 0 and i not in self._added:
+                run += [i] if i < self.pieces else []
+                continue
+            if text and not self._space_everywhere:  # its first space is its own
+                text += self._model.decode(self._guard_ids + run)[len(GUARD) :]
+            else:
+                text += self._model.decode(run)
+            text, run = text + self._added.get(i, ""), []
+        return text
+
+    def encode_chat(self, messages: list[dict]) -> list[int]:
+        "The ids of a conversation, up to where the model answers, by the model's chat template."
+        return encode_chat(self, messages)
 
 
 class ByteLevelTokenizer:
-    "Text to token ids and back without loss, by the merges of a GGUF file or a tokenizer.json."
+    "Text to token ids and back, by merges of letters with bytes for all that has none."
 
     def __init__(
         self,
@@ -31,16 +91,18 @@ class ByteLevelTokenizer:
         chat_template: str | None = None,
     ):
         self._merges, self.path, self.vocab_size = merges, Path(path), merges.get_vocab_size()
+        self._whole: Any = None  # the same, for texts whose control words count
+        self._after: Any = None  # the same, for texts that follow a control token
         self.controls, self.chat_template = controls, chat_template
         self.bos_id, self.eos_id, self.add_bos = bos_id, eos_id, add_bos
-        self.missing = {
-            byte for byte in range(256) if merges.token_to_id(byte_letter(byte)) is None
-        }
-
-    @classmethod
-    def load(cls, path: Path | str):
-        "The tokenizer in a GGUF file, or in a folder with a tokenizer.json."
-        return tokenizer_of_json(path) if Path(path).is_dir() else tokenizer_of_gguf(path)
+        self.stop_ids = frozenset({eos_id} - {-1})
+        pieces = all(merges.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+        letters = [] if pieces else range(256)
+        self.missing = {b for b in letters if merges.token_to_id(byte_letter(b)) is None}
+        if len(self.missing) > 128:
+            raise UserError(
+                f"{path} has no tokens for most bytes: it is no tokenizer of a LLaMA's kind."
+            )
 
     def encode(
         self,
@@ -49,31 +111,41 @@ class ByteLevelTokenizer:
         eos: bool = False,  # end with EOS
     ) -> list[int]:
         "The ids of the text, control tokens never. Raises `UserError` for what is no text."
-        if not isinstance(text, str):
-            raise UserError(f"a tokenizer takes text, not {type(text).__name__}.")
-        try:
-            content = text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"character {error.start} is half of a surrogate pair: remove it."
-            ) from None
-        if lost := self.missing.intersection(content):
+        if lost := self.missing.intersection(check_text(text).encode()):
             raise UserError(
                 f"{self.path} has no token for the byte {min(lost):#04x}: remove that character."
             )
         ids = self._merges.encode(text, add_special_tokens=False).ids
-        return [self.bos_id] * (bos and (self.add_bos or not ids)) + ids + [self.eos_id] * eos
+        starts = bos and self.bos_id >= 0 and (self.add_bos or not ids)
+        return [self.bos_id] * starts + ids + [self.eos_id] * eos
+
+    def encode_after(self, text: str) -> list[int]:
+        "The ids of a text that follows a control token."
+        if self._after is None:
+            about = json.loads(self._merges.to_str())
+            steps = about["pre_tokenizer"] or {}
+            for step in steps.get("pretokenizers", [steps]):
+                if step.get("prepend_scheme") == "first":  # and this text is not the first
+                    step["prepend_scheme"] = "never"
+            self._after = need("tokenizers", "smollm").Tokenizer.from_str(json.dumps(about))
+            self._after.encode_special_tokens = True
+        return self._after.encode(text, add_special_tokens=False).ids
+
+    def encode_rendered(self, text: str) -> list[int]:
+        "The ids of a rendered chat, whose control words are control tokens."
+        if self._whole is None:
+            self._whole = need("tokenizers", "smollm").Tokenizer.from_str(self._merges.to_str())
+            self._whole.encode_special_tokens = False
+        return self._whole.encode(text, add_special_tokens=False).ids
 
     def decode(
         self,
         ids: Iterable[int],  # control tokens leave no trace
     ) -> str:
         "The text of the ids; bytes that are not UTF-8 become U+FFFD."
-        ids, hidden = [int(i) for i in ids], set(self.controls.values())
-        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
-            most = self.vocab_size - 1
-            raise UserError(f"{wrong[0]} is no token of {self.path}: ids go from 0 to {most}.")
-        return self._merges.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+        hidden = set(self.controls.values())
+        shown = [i for i in _checked(ids, self.vocab_size, self.path) if i not in hidden]
+        return self._merges.decode(shown, skip_special_tokens=False)
 
     def encode_chat(
         self,
@@ -83,136 +155,30 @@ class ByteLevelTokenizer:
         return encode_chat(self, messages)
 
 
-def splitter(
-    name: str,  # tokenizer.ggml.pre
-    path: Path | str,
-):  # a pre-tokenizer of the package `tokenizers`
-    "How the text is split before the merges. Raises `UserError` for a way that is not known."
-    parts = need("tokenizers", "smollm").pre_tokenizers
-    words = parts.ByteLevel(add_prefix_space=False)
-    if name in ("gpt-2", "gpt2", "default"):
-        return words
-    if name == "smollm":
-        return parts.Sequence([parts.Digits(individual_digits=True), words])
-    raise UserError(f"{path} splits text in the way {name!r}, which is not supported.")
+def fit_vocabulary(
+    tokenizer: Tokenizer | ByteLevelTokenizer,
+    size: int,  # of the model's vocabulary
+    path: Path | str,  # of the model
+) -> None:
+    """Gives the tokenizer the model's number of ids. Raises `UserError` where they do not fit.
 
-
-def merges_of_gguf(
-    about: dict,  # the settings of a GGUF file
-    path: Path | str,
-):  # a Tokenizer of the package `tokenizers`
-    "The merges of a GGUF file, with the split that stands before them."
-    tokenizers = need("tokenizers", "smollm")
-    vocabulary = {token: i for i, token in enumerate(about["tokenizer.ggml.tokens"])}
-    merges = [tuple(merge.split(" ")) for merge in about["tokenizer.ggml.merges"]]
-    try:
-        made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # of a kind that the package does not name
-        raise UserError(f"{path}: its merges are damaged ({error}).") from None
-    made.pre_tokenizer = splitter(about.get("tokenizer.ggml.pre", "default"), path)
-    made.decoder = tokenizers.decoders.ByteLevel()
-    return made
-
-
-def tokenizer_of_gguf(path: Path | str) -> Tokenizer | ByteLevelTokenizer:
-    "The tokenizer in a GGUF file: byte-level merges, or a SentencePiece model such as LLaMA's."
-    about = gguf_header(Path(path))[0]
-    start = "tokenizer.ggml."
-    part = {key.removeprefix(start): value for key, value in about.items() if key.startswith(start)}
-    if part.get("model") == "llama" and part.get("tokens"):
-        return _sentencepiece_of_gguf(part, path)
-    if part.get("model") != "gpt2" or not part.get("tokens") or not part.get("merges"):
-        kind = part.get("model")
+    A model may have some rows more than its tokenizer has tokens: they pad its matrices to a round
+    number, or wait for tokens. And a tokenizer may name some control tokens that the model lacks.
+    """
+    found, tokenizer_path = tokenizer.vocab_size, tokenizer.path
+    controls = getattr(tokenizer, "controls", {})
+    surplus = set(range(size, found))
+    if found < size <= found + max(8, found // 50):
+        tokenizer.vocab_size = size
+    elif surplus and surplus <= {*controls.values()} - {tokenizer.bos_id, tokenizer.eos_id}:
+        tokenizer.controls = {w: i for w, i in controls.items() if i < size}  # type: ignore
+        tokenizer.vocab_size = size
+    elif found != size:
         raise UserError(
-            f"{path} has a tokenizer of the kind {kind!r}: 'gpt2' and 'llama' are read."
+            f"{tokenizer_path} is not the tokenizer of this model: it has {found} tokens, the"
+            f" vocabulary of {path} {size}. Tokens that were added to it stand in added_tokens.json"
+            " or tokenizer_config.json beside it: fetch the tokenizer's files of the same model."
         )
-    kinds = enumerate(zip(part["tokens"], part.get("token_type", [])))
-    controls = {token: i for i, (token, kind) in kinds if kind == _CONTROL}
-    return ByteLevelTokenizer(
-        merges_of_gguf(about, path),
-        path,
-        controls,
-        part.get("bos_token_id", -1),
-        part.get("eos_token_id", -1),
-        part.get("add_bos_token", False),
-        about.get("tokenizer.chat_template"),
-    )
-
-
-def _sentencepiece_of_gguf(part: dict, path: Path | str) -> Tokenizer:
-    "The SentencePiece model in a GGUF file, which keeps all that a tokenizer.model holds."
-    # protobuf is slow to import
-    protobuf = import_module("sentencepiece.sentencepiece_model_pb2")
-
-    tokens, n = part["tokens"], len(part["tokens"])
-    model, types, scores = (
-        protobuf.ModelProto(),
-        part.get("token_type", [1] * n),
-        part.get("scores", [0.0] * n),
-    )
-    if not n == len(types) == len(scores) or not set(types) <= set(range(1, 7)):
-        raise UserError(
-            f"{path}: the tokenizer's pieces, scores and types do not fit: fetch it again."
-        )
-    for piece, score, kind in zip(tokens, scores, types):
-        model.pieces.add(piece=piece, score=score, type=kind)
-    about, form = model.trainer_spec, model.normalizer_spec
-    about.model_type, about.vocab_size, about.byte_fallback = about.BPE, n, 6 in types  # 6: a byte
-    for name, key, usual in (("unk", "unknown", 0), ("bos", "bos", 1), ("eos", "eos", 2)):
-        i = part.get(f"{key}_token_id", usual)
-        if not 0 <= i < n:
-            raise UserError(f"{path}: {name.upper()} is token {i} of {n}: fetch it again.")
-        setattr(about, f"{name}_id", i)
-        setattr(about, f"{name}_piece", tokens[i])
-    form.name, form.add_dummy_prefix = "identity", part.get("add_space_prefix", True)
-    form.remove_extra_whitespaces = part.get("remove_extra_whitespaces", False)
-    form.precompiled_charsmap = bytes(byte % 256 for byte in part.get("precompiled_charsmap", []))
-    return _tokenizer_of_proto(model.SerializeToString(), path)
-
-
-def _tokenizer_of_proto(content: bytes, path: Path | str) -> Tokenizer:
-    "SentencePiece's tokenizer from the content of a model file, with the path that it came from."
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tokenizer.model"
-        file.write_bytes(content)
-        try:
-            tokenizer = Tokenizer.load(file)
-        except UserError as error:
-            raise UserError(str(error).replace(str(file), str(path))) from None
-    tokenizer.path = Path(path)
-    return tokenizer
-
-
-def tokenizer_of_json(folder: Path | str) -> ByteLevelTokenizer:
-    "The tokenizer in a folder of Hugging Face: tokenizer.json and tokenizer_config.json."
-    path, about = Path(folder) / "tokenizer.json", {}
-    if not path.is_file():
-        raise UserError(f"{folder} has no tokenizer.json or tokenizer.model: fetch one.")
-    try:
-        merges = need("tokenizers", "smollm").Tokenizer.from_file(str(path))
-    except UserError:
-        raise
-    except Exception as error:  # of a kind that the package does not name
-        raise UserError(f"{path} is no tokenizer ({error}): fetch it again.") from None
-    if (settings := path.parent / "tokenizer_config.json").is_file():
-        about = read_json(settings)
-    if (template := path.parent / "chat_template.jinja").is_file():
-        about["chat_template"] = template.read_text(encoding="utf-8")
-    merges.encode_special_tokens = True  # control words in a text are text
-    controls = {
-        token.content: i for i, token in merges.get_added_tokens_decoder().items() if token.special
-    }
-    ends = [about.get(key) for key in ("bos_token", "eos_token")]
-    bos, eos = (end["content"] if isinstance(end, dict) else end for end in ends)
-    return ByteLevelTokenizer(
-        merges,
-        path,
-        controls,
-        controls.get(bos, -1),
-        controls.get(eos, -1),
-        bool(about.get("add_bos_token")),
-        about.get("chat_template"),
-    )
 
 
 def save_tokenizer(
@@ -222,23 +188,36 @@ def save_tokenizer(
     "Writes the tokenizer, with its chat template; `load_tokenizer` reads the folder."
     folder = Path(folder)
     if isinstance(tokenizer, Tokenizer):
-        path, content = folder / "tokenizer.model", tokenizer.path.read_bytes()
+        path = folder / "tokenizer.model"
+        content = getattr(tokenizer, "content", None) or tokenizer.path.read_bytes()
     else:
         path, content = folder / "tokenizer.json", _json_of(tokenizer)
-        names = {i: word for word, i in tokenizer.controls.items()}
-        write_json(
-            folder / "tokenizer_config.json",
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": names.get(tokenizer.bos_id),
-                "eos_token": names.get(tokenizer.eos_id),
-                "add_bos_token": tokenizer.add_bos,
-                "chat_template": tokenizer.chat_template,
-            },
-        )
+    if not isinstance(tokenizer, Tokenizer) or isinstance(tokenizer, PieceTokenizer):
+        write_json(folder / "tokenizer_config.json", _settings_of(tokenizer))
+        if len(tokenizer.stop_ids) > 1:
+            stops = {"eos_token_id": sorted(tokenizer.stop_ids)}
+            write_json(folder / "generation_config.json", stops)
     with atomic_write(path) as file:
         file.write(content)
     return fingerprint(path)
+
+
+def _settings_of(tokenizer: Any) -> dict:
+    "What tokenizer_config.json says of the tokenizer."
+    names = {i: word for word, i in tokenizer.controls.items()}
+    pieces = isinstance(tokenizer, PieceTokenizer)
+    added = {i: {"content": word, "special": True} for i, word in names.items()}
+    if pieces:
+        words = {i: {"content": w, "special": False} for w, i in tokenizer._words.items()}
+        added = {i: token for i, token in added.items() if i >= tokenizer.pieces} | words
+    return {
+        "tokenizer_class": "LlamaTokenizer" if pieces else "PreTrainedTokenizerFast",
+        "bos_token": names.get(tokenizer.bos_id),
+        "eos_token": names.get(tokenizer.eos_id),
+        "add_bos_token": tokenizer.add_bos,
+        "chat_template": tokenizer.chat_template,
+        "added_tokens_decoder": {str(i): token for i, token in sorted(added.items())},
+    } | ({"legacy": tokenizer._space_everywhere} if pieces else {})
 
 
 def _json_of(tokenizer: ByteLevelTokenizer) -> bytes:
@@ -249,3 +228,21 @@ def _json_of(tokenizer: ByteLevelTokenizer) -> bytes:
         [tokenizers.AddedToken(w, special=True, normalized=False) for w in words]
     )
     return merges.to_str().encode()
+
+
+def _cut(text: str, words: dict[str, int]) -> Iterator[tuple[str, str | None]]:
+    "The parts of a text and the word after each; none after the last."
+    if not words:
+        yield text, None
+        return
+    longest_first = sorted(map(re.escape, words), key=len, reverse=True)
+    parts = re.split(f"({'|'.join(longest_first)})", text)
+    yield from zip(parts[::2], [*parts[1::2], None])
+
+
+def _checked(ids: Iterable[int], size: int, path: Path) -> list[int]:
+    "The ids as integers. Raises `UserError` for one that is no token."
+    numbers = [int(i) for i in ids]
+    if wrong := [i for i in numbers if not 0 <= i < size]:
+        raise UserError(f"{wrong[0]} is no token of {path}: ids go from 0 to {size - 1}.")
+    return numbers

@@ -75,9 +75,19 @@ def read_json(
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: is this the right folder?") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         reason = f"is not readable JSON ({error}): restore it, or make it anew."
         raise UserError(f"{path} {reason}") from None
+
+
+def read_json_table(
+    path,
+) -> dict:
+    "The names and values that the file holds. Raises `UserError` when it holds anything else."
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no table of settings, but {value!r:.40}: restore it.")
+    return value
 
 
 @contextmanager
