@@ -79,8 +79,8 @@ class Source:
         if not rows.sum(dtype=torch.float32).isfinite() and not rows.isfinite().all():
             piece, kind = self.pieces[0], str(rows.dtype).removeprefix("torch.")
             raise UserError(
-                f"{piece.path}: {piece.name} has numbers that are nan or infinite in {kind}: the"
-                " file is damaged, or its training had diverged; fetch it again, or choose float32."
+                f"{piece.path}: {piece.name} holds numbers that are none, or too large for {kind}"
+                " (nan, infinity): the file is damaged, or its training had diverged."
             )
 
     def differing_piece(self) -> StoredTensor | None:

@@ -166,9 +166,11 @@ def params_of(
 ) -> dict[str, Any]:
     "The model's shape as params.json says it, in which F is a rule. Raises `UserError`."
     known = "dim n_layers n_heads n_kv_heads vocab_size norm_eps rope_theta".split()
-    kept = frozenset([*known, "hidden_dim", "max_seq_len", "tie_embeddings"])
+    kept = frozenset([*known, "hidden_dim", "max_seq_len", "tie_embeddings", "head_dim"])
     check_fields(config, kept, "Meta's params.json")
     params = {name: getattr(config, name) for name in known}
+    if config.head_dim * config.n_heads != config.dim:  # type: ignore[operator]
+        params["head_dim"] = config.head_dim
     F, whole = config.hidden_dim, int(8 * config.dim / 3)
     for multiple in (256, 128, 64, 32, 16, 8, 4, 2, 1):
         if hidden_dim(config.dim, multiple) == F:

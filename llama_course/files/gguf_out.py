@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,20 @@ from torch import Tensor
 
 from llama_course.bpe import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from llama_course.files.gguf import gguf_name
+from llama_course.files.tokenizer_in import splitter
 from llama_course.files.tokenizer_out import sentencepiece_model
-from llama_course.files.tokenizers import ByteLevelTokenizer, splitter
+from llama_course.files.tokenizers import ByteLevelTokenizer
 from llama_course.model import LlamaConfig
 from llama_course.support.errors import UserError
 from llama_course.support.optional import need
 from llama_course.tokenizer import Tokenizer
 
-SPLITS = ("gpt-2", "smollm")  # how text is split before the merges, by GGUF's name
+SPLITS = ("gpt-2", "smollm", "llama-bpe")  # how text is split before the merges, by GGUF's name
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # general.file_type
 LARGEST_F16 = 65504
 WRITTEN = frozenset(
     "dim n_layers n_heads n_kv_heads vocab_size hidden_dim norm_eps rope_theta max_seq_len"
-    " tie_embeddings".split()
+    " tie_embeddings head_dim".split()
 )
 
 
@@ -103,12 +103,10 @@ def check_fields(
     form: str,
 ) -> None:
     "Raises `UserError` for a field with another value than LLaMA's that the form would lose."
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name not in written and value != field.default:
-            raise UserError(
-                f"{field.name} = {value!r} cannot be said in {form}: export to another form."
-            )
+    for name, field in LlamaConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        value = getattr(config, name)
+        if name not in written and value != field.default:
+            raise UserError(f"{name} = {value!r} cannot be said in {form}: export to another form.")
 
 
 def _add_tokenizer(
