@@ -11,7 +11,7 @@ from llama_course.files.hugging_face import read_hugging_face
 from llama_course.files.meta import read_meta
 from llama_course.files.quantized import quantized_model
 from llama_course.files.run import RunFolder
-from llama_course.files.tokenizer_in import read_tokenizer
+from llama_course.files.tokenizer_in import tokenizer_at
 from llama_course.files.tokenizers import ByteLevelTokenizer, fit_vocabulary
 from llama_course.formats import plain_chat, tensor_shapes
 from llama_course.model import Llama, read_config
@@ -63,7 +63,7 @@ def load_tokenizer(
     path: Path | str,  # as of `load`
 ) -> Tokenizer | ByteLevelTokenizer:
     "The tokenizer that belongs to the weights."
-    return read_tokenizer(path)
+    return tokenizer_at(path)
 
 
 def read_checkpoint(

@@ -36,7 +36,7 @@ _ENDS = {
 }
 
 
-def read_tokenizer(
+def tokenizer_at(
     path: Path | str,  # a GGUF file, or a folder
 ) -> Tokenizer | ByteLevelTokenizer:
     "The tokenizer there. Raises `UserError` if there is none, or it is damaged."
