@@ -1,10 +1,12 @@
 "What a worker and the judge say to each other, and what is read of a notebook."
 
 import ast
+import json
 import math
 import socket
 import types
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from llama_course.classroom import (
     supervisor,
     worker,
 )
+from llama_course.classroom.compare import misfit
 from llama_course.classroom.observation import Observation
 from llama_course.classroom.protocol import CellReply, ForeignMessage, NamesReply, ObservationReply
 
@@ -239,3 +242,63 @@ def test_no_pickle():
         assert not imported & {"pickle", "dill", "marshal", "shelve", "multiprocessing"}
         assert not called & {"torch.load", "eval", "pickle.loads"}
         assert path.stem != "protocol" or "safetensors.torch.load" in called
+
+
+def mutated(random, value):
+    "The value, with something in it replaced by something else; often of another type."
+    odd = [
+        None, True, -1, 0, 1 << 70, 1.5, "", "x" * 50, [], {}, [[]], {"tensor": ["0", [0]]},
+        {"is": 1}, {"other": "a\0b"}, {"bytes": "zz"}, {"dict": [[{"list": []}, {"is": 1}]]},
+        {"tensor": ["9", []]}, {"tensor": ["0", [5, 5]]}, {"tuple": 3}, math.inf, "\ud800",
+    ]  # fmt: skip
+    if random.random() < 0.3 or not isinstance(value, (dict, list)) or not value:
+        return random.choice(odd)
+    if isinstance(value, list):
+        place = random.randrange(len(value))
+        return [mutated(random, v) if i == place else v for i, v in enumerate(value)]
+    place = random.choice(list(value))
+    if random.random() < 0.2:
+        return {**{k: v for k, v in value.items() if k != place}, random.choice(["", "new"]): 1}
+    return {k: mutated(random, v) if k == place else v for k, v in value.items()}
+
+
+def test_ten_thousand_forged_messages_are_replies_or_foreign():
+    """Whatever stands on the socket, an observation or a `ForeignMessage` comes of it, and the
+    judge can compare what the observation holds with anything."""
+    random = Random(16)
+    tensors: dict = {}
+    values = {"value": torch.ones(2, 3), "grads": [torch.zeros(2), None]}
+    tree = protocol.pack_tree(values, tensors)
+    blob = protocol.safetensors.torch.save(tensors)
+    whole = {"message": SEEN, "tree": tree}
+    outcomes = {"taken": 0, "foreign": 0}
+    for _ in range(10_000):
+        kind = random.randrange(4)
+        forged, more = json.dumps(whole).encode(), blob
+        if kind == 0:  # another tree of JSON
+            forged = json.dumps(mutated(random, whole)).encode()
+        elif kind == 1:  # other bytes in it
+            place = random.randrange(len(forged))
+            forged = forged[:place] + random.randbytes(random.randrange(9)) + forged[place + 1 :]
+        elif kind == 2:  # other tensors
+            place = random.randrange(len(more))
+            more = more[:place] + random.randbytes(random.randrange(9)) + more[place + 1 :]
+        data = framed(forged, more)
+        if kind == 3:  # another frame: the lengths lie, or the end is missing
+            data = data[: random.randrange(len(data))] if random.random() < 0.5 else data
+            data = random.randbytes(random.randrange(17)) + data[random.randrange(17) :]
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(data)
+            theirs.shutdown(socket.SHUT_WR)
+            try:
+                reply, tree = protocol.receive_reply(ours, ObservationReply)
+                seen = supervisor.observation(reply, tree, 2, 2)
+            except (EOFError, ForeignMessage):
+                outcomes["foreign"] += 1
+                continue
+        outcomes["taken"] += 1
+        assert isinstance(seen, Observation)
+        said = misfit(seen.value, torch.ones(2, 3), torch.float32, 8.0)
+        assert isinstance(said, str)
+    assert outcomes["foreign"] > 5000 and outcomes["taken"] > 100, outcomes

@@ -181,8 +181,9 @@ def _status(outcome: Verdict) -> str:
 
 def _reason(outcome: Verdict) -> str:
     "Why the status is not just graded: what is to be said of the files."
+    alone = len(outcome.files) == 1
     said = [
-        f"{Path(file['file']).name}: {file['reason']}"
+        file["reason"] if alone else f"{Path(file['file']).name}: {file['reason']}"
         for file in outcome.files
         if file["status"] not in (GRADED, DUPLICATE) and file["reason"]
     ]

@@ -9,7 +9,7 @@ from typing import Any
 from llama_course.classroom.exercise import EXERCISES, Exercise, load_exercises
 from llama_course.classroom.judge import AnswerLost, judge
 from llama_course.classroom.notebooks import Notebook, Unreadable
-from llama_course.classroom.places import Entry
+from llama_course.classroom.places import Entry, Folder
 from llama_course.classroom.report import Report
 from llama_course.classroom.submissions import File, newness, notebooks_of
 from llama_course.classroom.supervisor import Limits, NotebookRun, read_behind_fence
@@ -48,7 +48,11 @@ def grade(
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
-    paths = sorted(path.glob("*.ipynb")) if path.is_dir() else [path]
+    paths = [path]
+    if path.is_dir():
+        inside = [path / entry.name for entry in Folder(path).entries if not entry.refused]
+        inside = [file for file in inside if file.suffix == ".ipynb"]
+        paths = [file for file in inside if file.parent == path] or inside
     if not paths:
         raise UserError(f"no notebook (.ipynb) in the folder {path}")
     outcome = grade_files([_file(path) for path in paths], limits, seed)

@@ -36,7 +36,7 @@ SET_VARIABLES = {
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "Agg", "USER": "learner",
 }  # fmt: skip
-FOREIGN = "what came back is no message: it wrote to the judge's own channel"
+FOREIGN = "it wrote to the judge's own channel"
 TIME_IS_UP = "the notebook's time is up"
 SHARE_IS_UP = "its share of the notebook's time is up"
 READ_SECONDS = 30.0  # for reading a notebook's file

@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "export",
     "plan": "plan",
     "grade": "grade",
+    "assignment": "assignment",
     "doctor": "doctor",
 }
 RESUMED = ("demo", "train", "data", "finetune")  # the same command goes on where it was stopped

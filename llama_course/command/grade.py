@@ -90,12 +90,17 @@ def is_class(path: Path) -> bool:
         raise UserError(f"there is no file or folder {path}")
     if path.suffix.lower() == ".ipynb" and not path.is_dir():
         return False
-    return find_students(open_place(path)).is_class
+    return path.suffix.lower() == ".zip" or find_students(open_place(path)).is_class
 
 
 def _grade_one(path: Path, limits: Limits, as_json: bool, for_gradescope: bool) -> None:
     "One learner's work."
-    result = grade(path, limits)
+    try:
+        result = grade(path, limits)
+    except UserError as error:
+        if not for_gradescope:
+            raise
+        result = {"exercises": [], "files": [], "notes": [str(error)]}  # the learner is told
     for note in result["notes"]:
         print(note, file=sys.stderr)
     if for_gradescope:
