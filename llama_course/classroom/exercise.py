@@ -36,7 +36,7 @@ class Invariant(NamedTuple):
     "A law that every right answer obeys, in all its values."
 
     sentence: str
-    holds: Callable  # holds(seen) -> bool; seen(*args) observes the answer
+    holds: Callable  # holds(seen) -> bool, or what is wrong; seen(*args) observes the answer
 
 
 @dataclass(eq=False)
@@ -52,6 +52,9 @@ class Exercise:
     factor: float = 8.0  # how many roundings may add up
     condition: Callable = lambda *args: 1.0  # of a case: how much it magnifies a rounding error
     call: Callable = plain_call  # how the answer is used: call(answer, *args)
+    minutes: int = 20  # that a learner needs, about
+    difficulty: int = 2  # 1 for easy, 2, 3 for hard
+    cancelling: Callable | None = None  # see `cancels`
     make_cases: Callable = field(init=False, repr=False)  # make_cases(seed) -> lists of arguments
     truth: Callable = field(init=False, repr=False)  # the reference, called in float64
     rights: list[Callable] = field(default_factory=list, init=False, repr=False)
@@ -64,8 +67,8 @@ class Exercise:
 
     @property
     def names(self) -> list[str]:
-        "The names of the arguments."
-        return list(inspect.signature(self.truth).parameters)
+        "The names of the arguments: those of the reference, without a last underscore."
+        return [name.rstrip("_") for name in inspect.signature(self.truth).parameters]
 
     @property
     def where(self) -> tuple[int, ...]:
@@ -85,6 +88,15 @@ class Exercise:
     def reference(self, function: Callable) -> Callable:
         "Decorator: the function is the truth."
         self.truth = function
+        return function
+
+    def cancels(self, function: Callable) -> Callable:
+        """Decorator: `function(cotangent, *args)` gives the sizes of terms that cancel in some
+        right answer: (like the value, a list like the gradients); None where nothing cancels.
+
+        What a rounding of the arguments moves is known without it.
+        """
+        self.cancelling = function
         return function
 
     def right(self, function: Callable) -> Callable:

@@ -207,7 +207,7 @@ def _grade_notebook(
 def _judge_in(run: NotebookRun, task: Exercise, seed: int, share: float) -> Report | str:
     """The report on one answer. If the worker dies, a second try goes without what the cells
     started."""
-    message = ""
+    message, report = "", None
     for bare in (False, True):
         try:
             worker = run.worker if run.worker and not bare else run.start(bare)
@@ -220,13 +220,15 @@ def _judge_in(run: NotebookRun, task: Exercise, seed: int, share: float) -> Repo
             return judge(task, functools.partial(worker.observe, task), seed)
         except AnswerLost as lost:
             message = f"the call of {task.name} was ended: {lost}"
+            if report := lost.report:
+                report.messages[0] = message
         except Exception as error:  # what came back was too odd for the judge
             message = f"{task.name} could not be judged: {type(error).__name__} in the judge itself"
         run.stop()
         if time.monotonic() > share:
             break
     run.limits_met.append(message)
-    return message
+    return report or message
 
 
 def _row(task: Exercise, result: Report | str) -> dict[str, Any]:
@@ -247,4 +249,5 @@ def _row(task: Exercise, result: Report | str) -> dict[str, Any]:
         "messages": result.messages,
         "looks": [list(row) for row in result.looks],
         "mistake": mistake,
+        "notes": result.notes,
     }

@@ -1,17 +1,17 @@
 'What a learner calls in a notebook: `check(my_function)` and `hint("my_function")`.'
 
-import contextlib
-import functools
-import sys
-import warnings
 from collections.abc import Callable
+from typing import Any
 
 from llama_course.classroom.compare import in_few_words
 from llama_course.classroom.exercise import find_exercise
-from llama_course.classroom.judge import judge
-from llama_course.classroom.observation import observe
+from llama_course.classroom.judge import AnswerLost, judge
+from llama_course.classroom.observation import Observation, observe
 from llama_course.classroom.report import Report
+from llama_course.classroom.surroundings import OutOfTime, curbed_output
 from llama_course.support.errors import UserError
+
+CALL_SECONDS = 10.0  # for one call of an answer, as in `grade`
 
 
 class Hint(str):
@@ -46,8 +46,16 @@ def check(
         )
     own_name: str = getattr(answer, "__name__", type(answer).__name__)
     exercise = find_exercise(name or own_name)
-    watch = functools.partial(observe, answer, call=exercise.call)
-    # nbgrader takes anything on standard error for a failure
-    with warnings.catch_warnings(), contextlib.redirect_stderr(sys.stdout):
-        warnings.simplefilter("ignore")
-        return judge(exercise, watch, seed)
+
+    def watch(*args: Any, **how: Any) -> Observation:
+        seen = observe(answer, *args, **how, call=exercise.call, seconds=CALL_SECONDS)
+        if seen.error.startswith((OutOfTime.__name__, KeyboardInterrupt.__name__)):
+            raise AnswerLost(seen.error)
+        return seen
+
+    with curbed_output():
+        try:
+            return judge(exercise, watch, seed)
+        except AnswerLost as lost:
+            assert lost.report
+            return lost.report

@@ -68,6 +68,8 @@ class ObservationReply(Reply):
     flops: Count
     backward_flops: Count
     collectives: dict[str, tuple[Count, Count]]
+    hidden: list[str] = []
+    borrowed: list[str] = []
 
 
 AnyReply = TypeVar("AnyReply", bound=Reply)

@@ -1,7 +1,7 @@
 "The judgement of one answer, as a table."
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,6 +13,7 @@ class Report:
     looks: list[tuple]  # rows (look, points, of how many, remark)
     messages: list[str]  # what is wrong and where to look; empty where all is well
     mistake: Any = None  # the known mistake (`exercise.Mistake`) that the answer looks like
+    notes: list[str] = field(default_factory=list)  # for the teacher: what it took from the judge
 
     @property
     def points(self) -> int:
@@ -32,7 +33,7 @@ class Report:
     def __repr__(self) -> str:
         rows = [f"  {look:10} {got}/{most}  {remark}" for look, got, most, remark in self.looks]
         head = f"{self.name}: {self.points} of {self.max_points} points"
-        return "\n".join([head, *rows, *self.messages])
+        return "\n".join([head, *rows, *self.messages, *map(_noted, self.notes)])
 
     def _repr_html_(self) -> str:
         def cell(tag: str, text: object) -> str:
@@ -41,5 +42,11 @@ class Report:
         last = ("all", self.points, self.max_points, "")
         rows = [("look", "points", "of", ""), *self.looks, last]
         table = "".join("<tr>" + "".join(cell("td", c) for c in row) + "</tr>" for row in rows)
-        lines = "".join(cell("p", message) for message in self.messages)
+        lines = "".join(
+            cell("p", message) for message in [*self.messages, *map(_noted, self.notes)]
+        )
         return f"<b>{html.escape(self.name)}</b><table>{table}</table>{lines}"
+
+
+def _noted(text: str) -> str:
+    return f"noted for the teacher: {text}"

@@ -21,7 +21,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from llama_course.classroom import compare, observation, protocol
+from llama_course.classroom import compare, hidden, observation, protocol, surroundings, values
 from llama_course.classroom.exercise import load_exercises
 from llama_course.classroom.notebooks import Unreadable, python_only, read_notebook
 from llama_course.classroom.observation import Observation, one_line
@@ -62,7 +62,8 @@ def run_cell(
 def counted_with() -> list:
     "The modules and classes that counting and talking rely on."
     return [
-        sys.modules[__name__], protocol, observation, compare, Observation, ledger, Counter, Ledger,
+        sys.modules[__name__], protocol, observation, compare, hidden, surroundings, values,
+        Observation, ledger, Counter, Ledger,
         Counter.__base__, ledger.StorageWeakRef, torch.UntypedStorage, torch, torch.Tensor,
         torch.Storage,  # type: ignore[attr-defined]
         torch.nn.functional, torch.autograd, torch.autograd.graph,
