@@ -230,6 +230,21 @@ def truth_of_merge_attention(out1, lse1, out2, lse2):
     return shares[0] * out1 + shares[1] * out2, torch.stack((lse1, lse2)).logsumexp(0)
 
 
+@merge_attention.cancels
+def terms_of_merge_attention(cotangent, out1, lse1, out2, lse2):
+    "Of 1 - share, and of differences of the outputs."
+    g, g_lse = (t.abs() for t in cotangent)
+    of_lse = (g * (out1.abs() + out2.abs())).sum(-1) + g_lse
+    return [out1.abs() + out2.abs(), None], [g, of_lse, g, of_lse]
+
+
+@merge_attention.right
+def with_the_rest_for_the_other(out1, lse1, out2, lse2):
+    share = (lse1 - lse2).sigmoid()
+    out = share[..., None] * out1 + (1 - share[..., None]) * out2
+    return out, torch.logaddexp(lse1, lse2)
+
+
 @merge_attention.right
 def with_logaddexp(out1, lse1, out2, lse2):
     lse = torch.logaddexp(lse1, lse2)
