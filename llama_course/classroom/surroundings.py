@@ -32,7 +32,8 @@ class OutOfTime(BaseException):
 def neutral() -> Iterator[None]:
     "PyTorch's own settings, one thread and a fixed seed; what was set before is put back."
     with contextlib.ExitStack() as stack:
-        stack.callback(setattr, torch, "Storage", torch.Storage)  # it follows the default dtype
+        # it follows the default dtype
+        stack.callback(setattr, torch, "Storage", torch.Storage)  # type: ignore[attr-defined]
         defaults: tuple[tuple[Callable, Callable, Any], ...] = (
             (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
             (torch.get_num_threads, torch.set_num_threads, 1),
