@@ -8,7 +8,7 @@ from torch import Tensor
 from llama_course.classroom.values import Unknown
 
 SHOWN = 60  # characters of an argument or a result in a message
-PLAIN = (bool, int, float, str, bytes)
+SCALAR_KINDS = (bool, int, float, str, bytes)
 
 
 def tolerance(
@@ -35,7 +35,7 @@ def in_few_words(
         return f"{kind} {thing.tolist()}" if few and not thing.dtype.is_floating_point else kind
     if isinstance(thing, Unknown):
         return f"a {type(thing).__name__}"
-    if thing is None or type(thing) in PLAIN:
+    if thing is None or type(thing) in SCALAR_KINDS:
         text = f"{thing:#.3g}" if _is_huge(thing) else repr(thing)
         return text if len(text) < room else text[: room - 3] + "..."
     if isinstance(thing, (list, tuple)):

@@ -10,7 +10,7 @@ from llama_course.classroom.report import Report
 from llama_course.classroom.surroundings import neutral
 from llama_course.classroom.trial import NO_ANSWER, SHORT, AnswerLost, Findings, Trial, trial_of
 
-NEEDED: dict[str, tuple[str, ...]] = {
+NEEDED_LOOKS: dict[str, tuple[str, ...]] = {
     "values": (),
     "gradients": ("values",),
     "invariant": ("values",),
@@ -43,7 +43,7 @@ def judge(
         lost = None
         try:
             for look in (look for look in LOOKS if look in exercise.points):
-                if not verdict.failed & set(NEEDED[look]):
+                if not verdict.failed & set(NEEDED_LOOKS[look]):
                     verdict.add(look, findings)
             if verdict.faults and (mistake := suspect(trial, verdict.faults[0], findings)):
                 verdict.remark(mistake)
@@ -135,7 +135,7 @@ def _likeness(fault: Fault, ours: Findings, theirs: Findings) -> float:
     costs differ a little; else 0."""
     trial = ours.trial
     for look in LOOKS[: LOOKS.index(fault.look) + 1]:
-        if look in NEEDED[fault.look] + (fault.look,) and look in trial.exercise.points:
+        if look in NEEDED_LOOKS[fault.look] + (fault.look,) and look in trial.exercise.points:
             wrong = tuple(i for i, text in enumerate(theirs.faults(look)) if text)
             if wrong != (fault.cases if look == fault.look else _wrong(ours, look)):
                 return 0.0

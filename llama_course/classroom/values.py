@@ -12,7 +12,7 @@ MOST_PARTS = 100_000  # of lists, tuples and dicts together
 MOST_ELEMENTS = 1 << 26  # of all tensors together
 MOST_BITS = 4096  # of an integer
 DEPTH = 40
-DTYPES = {
+TAKEN_DTYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 }  # fmt: skip
@@ -93,7 +93,7 @@ def _tensor(value: Tensor, left: list[int]) -> Any:
         return unknown(f"sparse tensor ({str(value.layout).removeprefix('torch.')})")
     if value.device.type != "cpu":
         return unknown(f"tensor on the device {value.device.type}")
-    if value.dtype not in DTYPES:
+    if value.dtype not in TAKEN_DTYPES:
         return unknown(f"tensor of {str(value.dtype).removeprefix('torch.')}")
     left[1] -= value.numel()
     if left[1] < 0:
