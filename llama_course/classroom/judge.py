@@ -112,7 +112,9 @@ class Verdict:
         "All of it."
         seen = vars(findings).get("seen", [])
         notes = list(dict.fromkeys(text for one in seen for text in one.borrowed))
-        return Report(self.exercise.name, list(self.rows.values()), self.messages, self.mistake, notes)
+        return Report(
+            self.exercise.name, list(self.rows.values()), self.messages, self.mistake, notes
+        )
 
 
 # ------------------------------------------------------------------- which mistake it looks like
