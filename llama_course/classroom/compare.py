@@ -139,7 +139,8 @@ def _list_misfit(
 
 def _close(got: float, want: float, relative: float) -> bool:
     try:
-        return abs(got - want) <= relative * abs(want)
+        both_nan = got != got and want != want
+        return both_nan or abs(got - want) <= relative * abs(want)
     except OverflowError:  # an integer that no float can hold
         return False
 
