@@ -39,25 +39,25 @@ def judge(
     """
     with neutral():
         trial = trial_of(exercise, seed)
-        findings, verdict = Findings(trial, watch), Verdict(exercise)
+        findings, tally = Findings(trial, watch), Tally(exercise)
         lost = None
         try:
             for look in (look for look in LOOKS if look in exercise.points):
-                if not verdict.failed & set(NEEDED_LOOKS[look]):
-                    verdict.add(look, findings)
-            if verdict.faults and (mistake := suspect(trial, verdict.faults[0], findings)):
-                verdict.remark(mistake)
+                if not tally.failed & set(NEEDED_LOOKS[look]):
+                    tally.add(look, findings)
+            if tally.faults and (mistake := suspect(trial, tally.faults[0], findings)):
+                tally.remark(mistake)
         except AnswerLost as error:
             lost = error
-            verdict.messages.insert(0, str(error))
-        report = verdict.report(findings)
+            tally.messages.insert(0, str(error))
+        report = tally.report(findings)
     if lost:
         lost.report = report
         raise lost
     return report
 
 
-class Verdict:
+class Tally:
     "Points and messages, look by look."
 
     def __init__(self, exercise: Exercise):
