@@ -3,6 +3,7 @@
 #   make lab     open the course in JupyterLab
 #   make test    check everything
 #   make docs    build the site into docs/_site
+#   make slides  slides for a first lecture, into docs/_slides
 #   make bench   run the benchmarks
 #   make chapter N=08   check one chapter: export it, run it, its tests and its exercise
 #   make update  renew requirements.lock with the newest versions, and run everything
@@ -27,7 +28,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test docs bench chapter update generate
+.PHONY: help demo lab test docs slides bench chapter update generate
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -65,6 +66,9 @@ test: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/build.py
+
+slides: $(READY)
+	$(BIN)/python docs/slides.py $(ARGS)
 
 bench: $(READY)
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script =="; $(BIN)/python $$script $(ARGS) || exit 1; done

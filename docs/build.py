@@ -94,6 +94,7 @@ def write_pages():
     sources = [path for folder in folders for path in sorted((ROOT / folder).glob("[!_.]*.ipynb"))]
     sources += [
         DOCS / "models.md",
+        DOCS / "teaching.md",
         DOCS / "benchmarks.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",

@@ -28,7 +28,8 @@ read.
 Where the system cannot build it (macOS, Windows, containers that refuse namespaces), the worker
 says so and the caller decides, by `Fence.required`: programs are not run, notebooks are graded
 with a note. What holds without it: on Linux all that seccomp refuses (sockets, tracing, memfd),
-the limits, and the monitor's counts; on macOS the limits and the clock; on Windows the clock.
+the limits, the monitor's counts, and root's worker becomes nobody where nobody can read what it
+needs; on macOS the limits and the clock; on Windows the clock.
 """
 
 import contextlib
