@@ -5,6 +5,9 @@ import json
 import math
 import os
 import random
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -125,7 +128,28 @@ def test_numbers_that_are_easily_misread():
         ("The answer is 12, not 5.", 12),
         ("10 - 3 = 7", 7),
         ("I have 5 and 6", 6),
-        ("about 1/2", 2),
+        ("about 1/2", Fraction(1, 2)),
+        ("The answer is 1/2.", Fraction(1, 2)),
+        ("The answer is 3/0", None),
+        ("So the final answer is\n42", 42),
+        ("So the final answer is:\n\n  $42$\nQ", 42),
+        ("The answer is −5", -5),
+        ("The answer is -$1,250.50", Fraction("-1250.5")),
+        ("The answer is $-5", -5),
+        ("The answer is -\\$5", -5),
+        (r"The answer is $-\frac{1}{4}$", Fraction(-1, 4)),
+        (r"The answer is $\dfrac{3}{4}$", Fraction(3, 4)),
+        (r"The answer is $1{,}250$", 1250),
+        (r"The answer is $1,\!250$", 1250),
+        ("5-3", 3),
+        ("COVID-19", 19),
+        ("between 10-20 of them", 20),
+        ("The answer is 1,2345", 1),
+        ("The answer is +7", 7),
+        ("The answer is 1e10000000", None),
+        ("The answer is 1e-10000000", None),
+        ("The answer is " + "9" * 5000, None),
+        ("The answer is 2.50e2 m", 250),
         ("The answer is .5", Fraction(1, 2)),
         ("The answer is 5 + 6 = 11 km", 11),
         ("#### -3", -3),
@@ -141,6 +165,9 @@ def test_numbers_that_are_easily_misread():
 
 def test_a_box_has_its_own_braces():
     assert boxed(r"\boxed{a} then \boxed{\frac{1}{\sqrt{2}}} end}") == r"\frac{1}{\sqrt{2}}"
+    assert boxed(r"so $\boxed 2$.") == "2" and boxed(r"\boxed{2\} }") == r"2\} "
+    assert boxed(r"\fbox{7} and \boxed{8}") == "8" and boxed(r"\boxed {9}") == "9"
+    assert boxed(r"a \boxed") is None
     assert boxed("nothing") is None and boxed(r"\boxed{1") is None and boxed(r"\boxed{}") == ""
 
 
@@ -161,6 +188,14 @@ SAME = [
     (r"5 \text{ square inches}", "5"),
     (r"\$1.20", "1.2"),
     (r"5\sqrt{2}\text{ cm}", r"5\sqrt2"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\frac 9{20}", r"\frac{9}{20}"),
+    (r"\frac{625}4", r"\frac{625}{4}"),
+    (r"\frac \pi4", r"\frac{\pi}{4}"),
+    (r"440\text{ cm}^2", "440"),
+    (r"864 \mbox{ inches}^{2}", "864"),
+    (r"11,\! 111,\!111", "11111111"),
+    (r"45^\circ,135^{\circ}", "45, 135"),
 ]
 OTHER = [
     ("1,2", "12"),
@@ -180,6 +215,9 @@ OTHER = [
     ("2 x", "2"),
     (r"3\text{ and }5", "3"),
     (r"2x\text{ cm}", "2"),
+    (r"45^\circ, 135^\circ", "45135"),
+    ("1, 234", "1234"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 12 \end{pmatrix}"),
 ]
 
 
@@ -191,6 +229,66 @@ def test_equal_formulas(a, b):
 @pytest.mark.parametrize("a, b", OTHER)
 def test_unequal_formulas(a, b):
     assert normalize_math(a) != normalize_math(b)
+
+
+LATEX = re.compile(
+    r"\\text\{[^{}]*\}|\\[a-zA-Z]+|\d+(?:,(?:\s*\\!\s*)?\d{3}(?!\d))+|\d+|\\.|\s+|.", re.DOTALL
+)
+
+
+def respaced(formula):
+    "The same formula with no blank that may go, with blanks everywhere, and otherwise set."
+    tokens = [t for t in LATEX.findall(formula) if not t.isspace()]
+    needed = [
+        len(a) > 1 and a[-1].isalpha() and b[:1].isalpha() for a, b in itertools.pairwise(tokens)
+    ]
+    tight = "".join(t + " " * n for t, n in zip(tokens, [*needed, False]))
+    if not re.search(r"\d,\s+\d{3}(?!\d)", formula):  # 1, 000 is two numbers, 1,000 is one
+        yield tight
+    yield " ".join(tokens)
+    yield f"  {formula}\n"
+    yield f"${formula}$"
+    yield formula.replace(r"\frac", r"\dfrac")
+
+
+def formulas():
+    "Those of the tests, of our own items, and MATH's 5,000 where they are."
+    found = [f for pair in SAME + OTHER for f in pair]
+    found += [w["answer"] for w in WORKED_PROBLEMS]
+    found += [boxed(item.solution) for item in load_items("math_steps")]
+    path = SAMPLES / "math_test.jsonl"
+    if path.is_file():
+        found += [boxed(item.solution) for item in load_items("math_steps", path)]
+    return found
+
+
+def test_blanks_and_sizes_say_nothing():
+    for formula in formulas():
+        for other in respaced(formula):
+            assert normalize_math(other) == normalize_math(formula), (formula, other)
+
+
+LONG = r"""
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+from llama_course.answers import *
+from llama_course.tasks.benchmarks.gsm8k import strict_number
+from llama_course.tasks.benchmarks.hendrycks_math import in_dollars
+parts = ["9", "1,111", ",111", "1e99999999 ", "{", "}", "[", r"\text{", r"\text{a}", r"\frac",
+         r"\frac{1}", r"\boxed{", r"\boxed ", "$", "answer is ", "#### ", " ", "\n", "-", "/", "1/",
+         ".", "a ", "the ", r"^\circ", r"\sqrt", "=", "\ue000", r"\!", ",\\! "]
+for part in parts:
+    for text in (part * 20000, "The answer is " + part * 20000, r"\boxed{" + part * 20000 + "}"):
+        for rule in (final_number, final_formula, strict_number, in_dollars, normalize_math, boxed):
+            rule(text)
+        exact_match(text, ["x"])
+"""
+
+
+def test_any_text_is_judged_in_bounded_time():
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
 
 
 def test_what_lm_evals_rule_calls_equal_is_equal():

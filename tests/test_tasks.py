@@ -31,7 +31,7 @@ from llama_course.tasks.rows import (
     shots_for,
 )
 from llama_course.tasks.runner import Work, choose_all, evaluate, plan_work, write_all
-from llama_course.tasks.summary import mean_and_error, score_table, summary
+from llama_course.tasks.summary import FROM_TEST, mean_and_error, score_table, summary
 from llama_course.tasks.writing import Write, prompt_ids, write_answers
 from llama_course.tokenizer import Tokenizer
 
@@ -235,6 +235,99 @@ def test_an_answer_that_no_option_has_is_refused(tmp_path, name, row, gold):
         load_items(name, tmp_path)
 
 
+WRONG = [  # a value of another type, or one that Python would take for something else
+    ("piqa", {"label": 0.9}),
+    ("piqa", {"label": True}),
+    ("piqa", {"sol1": ["Use fire."]}),
+    ("piqa", {"goal": None}),
+    ("hellaswag", {"endings": "abcd"}),
+    ("hellaswag", {"endings": ["a", "b", 3, "d"]}),
+    ("mmlu", {"choices": "ABCD"}),
+    ("mmlu", {"choices": {"a": 1, "b": 2, "c": 3, "d": 4}}),
+    ("mmlu", {"subject": 7}),
+    ("arc_easy", {"choices": "fire"}),
+    ("arc_easy", {"choices": {"text": "abc", "label": ["1", "2", "3"]}}),
+    ("race_high", {"options": "abcd"}),
+    ("race_high", {"answer": "AB"}),
+    ("boolq", {"label": "maybe"}),
+    ("boolq", {"label": 0.0}),
+    ("winogrande", {"answer": [2]}),
+    ("winogrande", {"sentence": "no blank"}),
+    ("nq_open", {"question": "q", "answer": 5}),
+    ("nq_open", {"question": "q", "answer": []}),
+    ("nq_open", {"question": "q", "answer": [5]}),
+    ("nq_open", {"question": "q", "answer": " "}),
+    ("nq_open", {"question": ["q"], "answer": ["x"]}),
+    ("nq_open", {"question": "q", "answer": "['Paris' 'Rome']"}),
+    ("nq_open", {"question": "q", "answer": "[" * 100000}),
+    ("nq_open", {"question": "q", "answer": "[__import__('os').mkdir('executed')]"}),
+    ("triviaqa", {"question": "q", "answer": {"aliases": "Paris"}}),
+    ("triviaqa", {"question": "q", "answer": {"aliases": []}}),
+    ("triviaqa", {"question": "q", "answer": {"value": 5}}),
+    ("gsm8k", {"question": "q", "answer": 5}),
+    ("gsm8k", {"question": "q", "answer": "#### 1e10000000"}),
+    ("gsm8k", {"question": "q", "answer": "#### five"}),
+    ("math_steps", {"problem": "p", "solution": None}),
+    ("humaneval", {"entry_point": 1, "prompt": "", "test": "", "canonical_solution": ""}),
+]
+
+
+@pytest.mark.parametrize("name, wrong", WRONG)
+def test_a_value_of_another_type_is_named(tmp_path, monkeypatch, name, wrong):
+    monkeypatch.chdir(tmp_path)
+    whole = ROWS.get(name) or json.loads(TASKS[name].own.read_text().split("\n")[0])
+    lines = [json.dumps(whole), json.dumps(whole | wrong)]
+    (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=f"{name}.jsonl, row 2") as found:
+        load_items(name, tmp_path)
+    assert "\n" not in str(found.value) and not Path("executed").exists()
+
+
+FORMS = {  # of the same golds, by people who have the public files
+    "nq_open.jsonl": '{"question": "q", "answer": ["Paris", "Rome, Italy"]}',
+    "nq_open.json": '[\n{"question": "q",\n "answer": ["Paris", "Rome, Italy"]}]',
+    "nq_open.csv": "question,answer\nq,\"['Paris', 'Rome, Italy']\"\n",
+    "nq_open.tsv": 'question\tanswer\nq\t"[""Paris"", ""Rome, Italy""]"\n',
+    "triviaqa.jsonl": '{"question": "q", "answer": {"aliases": ["Paris"], "value": "Rome, Italy"}}',
+    "triviaqa.json": '{"Data": [{"Question": "q", "QuestionId": "tc_1", "Answer": {"Aliases":'
+    ' ["Paris", "Rome, Italy"], "Value": "Paris", "NormalizedAliases": ["paris"]}}], "Version": 1}',
+    "triviaqa.csv": "question,answer\n"
+    "q,\"{'aliases': ['Paris', 'Rome, Italy'], 'value': 'Paris'}\"",
+}
+
+
+@pytest.mark.parametrize("file", FORMS)
+def test_golds_are_read_in_every_form_that_people_have(tmp_path, file):
+    (tmp_path / file).write_text(FORMS[file])
+    (item,) = load_items(file.partition(".")[0], tmp_path)
+    assert item.question == "q" and item.golds == ("Paris", "Rome, Italy")
+
+
+def test_one_known_answer_may_stand_alone(tmp_path):
+    (tmp_path / "nq_open.csv").write_text("question,answer\nwhere,Paris\n")
+    (tmp_path / "triviaqa.jsonl").write_text('{"question": "where", "answer": {"value": "Paris"}}')
+    for name in ("nq_open", "triviaqa"):
+        assert load_items(name, tmp_path)[0].golds == ("Paris",)
+    (tmp_path / "piqa.csv").write_text("goal,sol1,sol2,label\na,b,c,1\na,b\n")
+    with pytest.raises(UserError, match="row 2 has fewer cells"):
+        load_items("piqa", tmp_path)
+
+
+def test_shots_from_the_test_itself_are_said_in_the_result(tokenizer, model, tmp_path):
+    rows = TASKS["nq_open"].own.read_text().splitlines()
+    (tmp_path / "nq_open.jsonl").write_text("\n".join(rows[:3]))
+
+    def result(**how):
+        return evaluate(model, tokenizer, ["nq_open"], items=tmp_path, progress=False, **how)
+
+    warned = result(shots=2)
+    assert warned["tasks"]["nq_open"]["warning"] == FROM_TEST and FROM_TEST in score_table(warned)
+    assert "warning" not in result(shots=0)["tasks"]["nq_open"]
+    (tmp_path / "nq_open.shots.csv").write_text("question,answer\nwhere,Paris\n")
+    alone = result(shots=1)
+    assert "warning" not in alone["tasks"]["nq_open"] and FROM_TEST not in score_table(alone)
+
+
 def test_items_come_from_files_of_three_kinds(tmp_path):
     rows = file_rows(TASKS["piqa"].own)
     wanted = load_items("piqa")
@@ -368,7 +461,10 @@ def test_what_was_cut_off_is_said(tokenizer, capsys):
     assert "1 of 2 items are longer than the model's context" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["piqa", "boolq", "crows_pairs", "winogender", "truthfulqa_mc2"])
+@pytest.mark.parametrize(
+    "name",
+    ["piqa", "boolq", "crows_pairs", "winogender", "truthfulqa_mc2", "nq_open", "gsm8k_vote"],
+)
 def test_a_model_of_no_numbers_ends_the_task_by_name(tokenizer, name):
     broken = make_model()
     torch.nn.init.constant_(broken.norm.weight, math.nan)
@@ -459,7 +555,8 @@ def test_scores_are_those_of_the_requests(tokenizer, model):
                 scores[-1],
             )
             same([Likelihood(*l) for l in row["likelihoods"]], answer)
-        assert result["tasks"][name] == {
+        warned = {"warning": FROM_TEST} if task.shots else {}
+        assert result["tasks"][name] == warned | {
             "metric": "accuracy",
             "shots": task.shots,
         } | mean_and_error(scores)

@@ -17,6 +17,7 @@ from llama_course.likelihood import (
 )
 from llama_course.support.programs import Sandbox
 from llama_course.tasks.registry import Task, register
+from llama_course.tasks.rows import table_of, text_of, texts_of
 from llama_course.tasks.writing import Write
 
 
@@ -53,6 +54,24 @@ class Fact:
 
     question: str
     golds: tuple[str, ...]
+
+
+def golds_of(row: dict, name: str) -> tuple[str, ...]:
+    """The known answers in a column: a list of them, one text, or an object with `aliases` and
+    `value`, as JSON has them or written out in a cell of a table. Raises `ValueError`."""
+    value = row[name]
+    start = value.strip()[:1] if isinstance(value, str) else ""
+    if isinstance(value, dict) or start == "{":
+        inside = {key.lower(): v for key, v in table_of(row, name).items()}
+        found = texts_of(inside, "aliases") if inside.get("aliases") else ()
+        if inside.get("value") is not None:
+            found += (text_of(inside, "value"),)
+    else:
+        found = (value,) if isinstance(value, str) and start != "[" else texts_of(row, name)
+    found = tuple(dict.fromkeys(text for text in found if text.strip()))
+    if not found:
+        raise ValueError(f"{name!r} has no known answer")
+    return found
 
 
 def ask_fact(fact: Fact, shots: Sequence[Fact]) -> Write:

@@ -272,6 +272,45 @@ def lm_evaluate(
     return run(lm=lm, task_dict=tasks, bootstrap_iters=0, **more)
 
 
+def scores_of_texts(
+    folder: str | Path,  # is made
+    name: str,  # of a task of ours that writes
+    rows: Sequence[dict],  # with the public columns, each with a prompt of its own
+    texts: Sequence[str],  # that a model would go on to write, one for each row
+) -> dict[str, list[float]]:  # filter -> the score of each
+    "lm-eval's scores of texts that are given: where it cuts them, what it finds, what is right."
+    source = Path(folder) / f"{name}.rows.jsonl"
+    with atomic_write(source) as out:
+        out.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    (task,) = write_tasks(folder, [name], source)
+
+    class Reciter(need("lm_eval.api.model", "eval").LM):  # type: ignore[misc]
+        "Says what it was given, up to the first string that ends a text."
+
+        def loglikelihood(self, requests: list) -> list:
+            raise NotImplementedError
+
+        loglikelihood_rolling = loglikelihood
+
+        def generate_until(self, requests: list) -> list[str]:
+            said = dict(zip((r.args[0] for r in requests), texts, strict=True))
+            found = []
+            for prompt, settings in (r.args for r in requests):
+                text = said[prompt]
+                for stop in as_write(prompt, settings).stop:
+                    text = text.split(stop)[0]
+                found.append(text)
+            return found
+
+    result = lm_evaluate(Reciter(), folder, [task])
+    scores: dict[str, dict[int, float]] = {}
+    for sample in result["samples"][task]:
+        scores.setdefault(sample.get("filter", "none"), {})[sample["doc_id"]] = sample[
+            "exact_match"
+        ]
+    return {name: [float(found[i]) for i in sorted(found)] for name, found in scores.items()}
+
+
 def transformers_lm(
     model: Llama,
     tokenizer: Any,  # a ByteLevelTokenizer: its merges are handed over

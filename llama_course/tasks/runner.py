@@ -57,6 +57,7 @@ class Work:
     item: Any
     request: Choose | Write
     shots: int  # that it has
+    from_test: bool = False  # whether they are other items of the same test
 
     @property
     def key(self) -> tuple[str, int]:
@@ -73,11 +74,13 @@ def plan_work(
     work = []
     for task in map(find_task, tasks):
         loaded, n = load_items(task, items), task.shots if shots is None else shots
-        pool = by_subject(load_shots(task, items) or loaded) if n else {}
+        apart = load_shots(task, items) if n else None
+        pool = by_subject(apart or loaded) if n else {}
         for i, item in enumerate(first_of_each(loaded, limit)):
             shown = shots_for(item, pool, n)
             try:
-                work.append(Work(task, i, item, task.ask(item, shown), len(shown)))
+                request, from_test = task.ask(item, shown), bool(shown) and not apart
+                work.append(Work(task, i, item, request, len(shown), from_test))
             except UserError as error:
                 raise UserError(f"{task.name}, item {i}: {error}") from None
     return work
@@ -155,7 +158,7 @@ def write_all(
             for i in group
             for k in range(asked[i][1].samples)
         ]
-        texts = iter(write_texts(model, tokenizer, drafts))
+        texts = iter(_named(asked[group[0]][0], write_texts, model, tokenizer, drafts))
         answers = {i: [next(texts) for _ in range(asked[i][1].samples)] for i in group}
         yield [item_record(asked[i][0], answer, prompts[i][1]) for i, answer in answers.items()]
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from llama_course.certainty import standard_error
 
+FROM_TEST = "its shots are other items of the same test: no score to compare with others"
+
 
 def mean_and_error(scores: Sequence[float]) -> dict:  # {"value", "stderr", "n"}
     "The mean of the scores and its standard error; None for fewer than two."
@@ -28,6 +30,8 @@ def summary(
         shots = min(w.shots for w in work if w.task.name == task.name)
         about = {"metric": task.metric} | mean_and_error([r["score"] for r in mine])
         tasks[task.name] = about | {"shots": shots}
+        if any(w.from_test for w in work if w.task.name == task.name):
+            tasks[task.name]["warning"] = FROM_TEST
         if cut := [r["cut"] for r in mine if "cut" in r]:
             tasks[task.name]["cut"] = len(cut)
             print(
@@ -48,10 +52,12 @@ def score_table(
         rows.append((name, t["metric"], f"{t['value']:.3f}", error, str(t["n"]), str(t["shots"])))
     wide = [max(map(len, column)) for column in zip(*rows)]
     texts, numbers = wide[:2], wide[2:]
-    return "\n".join(
+    lines = [
         "  ".join(
             [c.ljust(w) for c, w in zip(row, texts)]
             + [c.rjust(w) for c, w in zip(row[2:], numbers)]
         )
         for row in rows
-    )
+    ]
+    warned = {name: t["warning"] for name, t in result["tasks"].items() if "warning" in t}
+    return "\n".join([*lines, *(f"{name}: {warning}" for name, warning in warned.items())])

@@ -75,6 +75,8 @@ def _read_prompts(model: Llama, drafts: Sequence[Draft]) -> tuple[KVCache, Tenso
         else:
             cache.copy(same, row)
             logits.append(logits[same])
+    if not all(one.isfinite().all() for one in logits):
+        raise UserError("a logit is no finite number: the model's weights are damaged.")
     return cache, torch.stack(logits)
 
 

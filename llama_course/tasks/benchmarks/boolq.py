@@ -4,12 +4,13 @@ from pathlib import Path
 
 from llama_course.likelihood import Question, against_neutral
 from llama_course.tasks.kinds import choice_task
+from llama_course.tasks.rows import text_of, truth_of
 
 
 def read_boolq(row: dict) -> Question:
     "The question in a row of BoolQ, as SuperGLUE (`label`) or as its authors (`answer`) have it."
-    label = row["answer"] if "answer" in row else row["label"]
-    text = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
+    label = truth_of(row, "answer" if "answer" in row else "label")
+    text = f"{text_of(row, 'passage')}\nQuestion: {text_of(row, 'question')}?\nAnswer:"
     return Question(text, ("no", "yes"), int(label))
 
 

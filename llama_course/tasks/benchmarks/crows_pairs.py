@@ -7,6 +7,7 @@ from pathlib import Path
 from llama_course.bias import per_token, preference
 from llama_course.likelihood import Choose, in_total
 from llama_course.tasks.registry import Task, register
+from llama_course.tasks.rows import text_of
 
 # On Hugging Face stands a later version with other pairs (Névéol et al. 2022): for the paper's
 # number give the CSV.
@@ -24,7 +25,7 @@ class Pair:
 
 def read_pair(row: dict) -> Pair:
     "The pair in a row of crows_pairs_anonymized.csv, or of the data set on Hugging Face."
-    return Pair(row["sent_more"], row["sent_less"], str(row["bias_type"]))
+    return Pair(text_of(row, "sent_more"), text_of(row, "sent_less"), str(row["bias_type"]))
 
 
 def ask_pair(pair: Pair, shots: list) -> Choose:

@@ -11,7 +11,7 @@ from llama_course.answers import to_number
 from llama_course.support.errors import UserError
 from llama_course.tasks.kinds import VOTE_SAMPLING, Problem, score_problem
 from llama_course.tasks.registry import Task, register
-from llama_course.tasks.rows import file_rows
+from llama_course.tasks.rows import file_rows, text_of
 from llama_course.tasks.writing import Write
 
 _SOURCE = ("openai/gsm8k", "main", "test")
@@ -21,10 +21,11 @@ WORKED_SUMS = file_rows(Path(__file__).with_name("gsm8k_worked.jsonl"))  # quest
 
 def read_gsm8k(row: dict) -> Problem:
     "The problem in a row of GSM8k."
-    steps, mark, gold = row["answer"].partition("####")
+    question, answer = text_of(row, "question"), text_of(row, "answer")
+    steps, mark, gold = answer.partition("####")
     if not mark:
         raise UserError(f"an answer of GSM8k ends in '#### number', not so: {steps[-40:]!r}.")
-    return Problem(row["question"], row["answer"], to_number(gold.strip()))
+    return Problem(question, answer, to_number(gold.strip()))
 
 
 def ask_gsm8k(problem: Problem, shots: Sequence[Problem]) -> Write:

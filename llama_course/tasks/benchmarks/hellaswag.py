@@ -5,6 +5,7 @@ from pathlib import Path
 
 from llama_course.likelihood import Question
 from llama_course.tasks.kinds import choice_task
+from llama_course.tasks.rows import label_of, text_of, texts_of
 
 
 def without_marks(text: str) -> str:
@@ -15,9 +16,10 @@ def without_marks(text: str) -> str:
 
 def read_hellaswag(row: dict) -> Question:
     "The question in a row of HellaSwag."
-    text = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    options = tuple(map(without_marks, row["endings"]))
-    return Question(without_marks(text), options, int(row["label"]))
+    head, a, b = (text_of(row, name) for name in ("activity_label", "ctx_a", "ctx_b"))
+    options = tuple(map(without_marks, texts_of(row, "endings")))
+    gold = label_of(row, "label", len(options))
+    return Question(without_marks(f"{head}: {a} {b.capitalize()}"), options, gold)
 
 
 choice_task(

@@ -10,7 +10,7 @@ from llama_course.answers import boxed, final_formula, normalize_math
 from llama_course.support.errors import UserError
 from llama_course.tasks.kinds import VOTE_SAMPLING, Problem, score_problem
 from llama_course.tasks.registry import Task, register
-from llama_course.tasks.rows import file_rows
+from llama_course.tasks.rows import file_rows, text_of
 from llama_course.tasks.writing import Write
 
 PARTS = (
@@ -29,10 +29,10 @@ WORKED_PROBLEMS = file_rows(Path(__file__).with_name("hendrycks_math_worked.json
 
 def read_math(row: dict) -> Problem:
     "The problem in a row of MATH."
-    if (gold := boxed(row["solution"])) is None:
-        end = row["solution"][-40:]
-        raise UserError(rf"a solution of MATH has \boxed{{...}}, not so: {end!r}.")
-    return Problem(row["problem"], row["solution"], normalize_math(gold))
+    problem, solution = text_of(row, "problem"), text_of(row, "solution")
+    if (gold := boxed(solution)) is None:
+        raise UserError(rf"a solution of MATH has \boxed{{...}}, not so: {solution[-40:]!r}.")
+    return Problem(problem, solution, normalize_math(gold))
 
 
 def ask_math(problem: Problem, shots: Sequence[Problem]) -> Write:

@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from llama_course.tasks.kinds import Code, program_tasks
+from llama_course.tasks.rows import text_of
 from llama_course.tasks.writing import Write
 
 
 def read_humaneval(row: dict) -> Code:
     "The program that a row of HumanEval asks for."
-    name, head = row["entry_point"], row["prompt"]
-    tests = f"{row['test']}\ncheck({name})\n"
-    return Code(head, head, head, tests, (name,), row["canonical_solution"])
+    columns = ("entry_point", "prompt", "test", "canonical_solution")
+    name, head, test, solution = (text_of(row, column) for column in columns)
+    return Code(head, head, head, f"{test}\ncheck({name})\n", (name,), solution)
 
 
 def ask_humaneval(code: Code, shots: list, **sampling: Any) -> Write:

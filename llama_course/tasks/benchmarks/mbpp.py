@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from llama_course.tasks.kinds import Code, program_tasks
+from llama_course.tasks.rows import text_of, texts_of
 from llama_course.tasks.writing import Write
 
 
 def read_mbpp(row: dict) -> Code:
     "The program that a row of MBPP asks for; its solution tells which names the tests mean."
-    tests = "\n".join([row["test_setup_code"], *row["test_list"]])
-    solution = row["code"].replace("\r", "")
+    asserted = texts_of(row, "test_list")
+    tests = "\n".join([text_of(row, "test_setup_code"), *asserted])
+    solution = text_of(row, "code").replace("\r", "")
     used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
     named = [
         node.name
         for node in ast.parse(solution).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     ]
-    shown = "\n".join(row["test_list"][:3])
+    shown, asked = "\n".join(asserted[:3]), text_of(row, "text")
     prompt = (
-        f"You are an expert Python programmer, and here is your task: {row['text']} Your code"
+        f"You are an expert Python programmer, and here is your task: {asked} Your code"
         f" should pass these tests:\n\n{shown}\n[BEGIN]\n"
     )
     return Code(prompt, "", "", tests, tuple(name for name in named if name in used), solution)

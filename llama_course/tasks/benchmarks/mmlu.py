@@ -6,17 +6,19 @@ from pathlib import Path
 from llama_course.likelihood import Question, in_total
 from llama_course.support.paper import table_16
 from llama_course.tasks.kinds import choice_task
+from llama_course.tasks.rows import label_of, text_of, texts_of
 from llama_course.tasks.summary import mean_and_error
 
 
 def read_mmlu(row: dict) -> Question:
     "The question in a row of MMLU."
-    letters = zip("ABCD", row["choices"], strict=True)
+    letters = zip("ABCD", texts_of(row, "choices"), strict=True)
     lines = [f"\n{letter}. {text}" for letter, text in letters]
-    subject = row["subject"].replace("_", " ")
+    group = text_of(row, "subject")
+    subject = group.replace("_", " ")
     head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-    text = row["question"].strip() + "".join(lines) + "\nAnswer:"
-    return Question(text, tuple("ABCD"), int(row["answer"]), head, row["subject"])
+    text = text_of(row, "question").strip() + "".join(lines) + "\nAnswer:"
+    return Question(text, tuple("ABCD"), label_of(row, "answer", 4), head, group)
 
 
 choice_task(

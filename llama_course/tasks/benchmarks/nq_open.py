@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from llama_course.tasks.kinds import Fact, ask_fact, score_fact
+from llama_course.tasks.kinds import Fact, ask_fact, golds_of, score_fact
 from llama_course.tasks.registry import Task, register
+from llama_course.tasks.rows import text_of
 
 
 def read_nq(row: dict) -> Fact:
     "The question in a row of NaturalQuestions, and its known answers."
-    if isinstance(row["answer"], str):
-        raise ValueError(f"'answer' is a list of known answers, not {row['answer']!r:.60}")
-    return Fact(row["question"], tuple(row["answer"]))
+    return Fact(text_of(row, "question"), golds_of(row, "answer"))
 
 
 register(

@@ -4,12 +4,14 @@ from pathlib import Path
 
 from llama_course.likelihood import Question, against_neutral
 from llama_course.tasks.kinds import choice_task
+from llama_course.tasks.rows import table_of, text_of, texts_of
 
 
 def read_obqa(row: dict) -> Question:
     "The question in a row of OpenBookQA."
-    texts, labels = row["choices"]["text"], list(row["choices"]["label"])
-    return Question(row["question_stem"], tuple(texts), labels.index(row["answerKey"].strip()))
+    choices = table_of(row, "choices")
+    gold = texts_of(choices, "label").index(text_of(row, "answerKey").strip())
+    return Question(text_of(row, "question_stem"), texts_of(choices, "text"), gold)
 
 
 choice_task(

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from llama_course.tasks.registry import Task, register
+from llama_course.tasks.rows import table_of, text_of
 from llama_course.tasks.scorers import (
     package_version,
     perspective_name,
@@ -18,7 +19,7 @@ RESPECTFUL = "Complete the following sentence in a polite, respectful, and unbia
 
 def read_prompt(row: dict) -> str:
     "The beginning of a sentence in a row of prompts.jsonl."
-    return row["prompt"]["text"]
+    return text_of(table_of(row, "prompt"), "text")
 
 
 def ask_prompt(prompt: str, shots: Sequence = (), respectful: bool = False) -> Write:

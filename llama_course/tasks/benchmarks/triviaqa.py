@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from llama_course.tasks.kinds import Fact, ask_fact, score_fact
+from llama_course.tasks.kinds import Fact, ask_fact, golds_of, score_fact
 from llama_course.tasks.registry import Task, register
+from llama_course.tasks.rows import Row, text_of
 
 
 def read_trivia(row: dict) -> Fact:
     "The question in a row of TriviaQA, and its known answers."
-    return Fact(row["question"], tuple(row["answer"]["aliases"]))
+    plain = {name.lower(): value for name, value in row.items()}  # the authors' file: Question, ...
+    row = Row(row | plain)
+    return Fact(text_of(row, "question"), golds_of(row, "answer"))
 
 
 register(

@@ -6,6 +6,7 @@ from pathlib import Path
 from llama_course.bias import tie_score, true_share
 from llama_course.likelihood import Choose, Likelihood, Question, in_total
 from llama_course.tasks.registry import Task, register
+from llama_course.tasks.rows import table_of, text_of, texts_of, truth_of
 
 _SOURCE = ("truthfulqa/truthful_qa", "multiple_choice", "validation")
 _OWN = Path(__file__).with_suffix(".jsonl")
@@ -42,20 +43,29 @@ class Truths:
     true: tuple[bool, ...]  # for each option
 
 
+def truths_of(row: dict, name: str) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    "The answers in a column, and which of them are true."
+    targets = table_of(row, name)
+    options, labels = texts_of(targets, "choices"), list(targets["labels"])
+    if len(labels) != len(options):
+        raise ValueError(f"{name} has not one label for each of its {len(options)} answers")
+    return options, tuple(truth_of({"labels": label}, "labels") for label in labels)
+
+
 def read_mc1(row: dict) -> Question:
     "The question of a row with the one answer that is true."
-    options, labels = (tuple(row["mc1_targets"][name]) for name in ("choices", "labels"))
+    options, labels = truths_of(row, "mc1_targets")
     if sum(labels) != 1:
         raise ValueError("mc1_targets has not one true answer")
-    return Question(f"{QA_PROMPT}{row['question']}\nA:", options, labels.index(1))
+    return Question(f"{QA_PROMPT}{text_of(row, 'question')}\nA:", options, labels.index(True))
 
 
 def read_mc2(row: dict) -> Truths:
     "The question of a row with all its answers."
-    options, labels = (tuple(row["mc2_targets"][name]) for name in ("choices", "labels"))
-    if len(labels) != len(options) or len(set(labels)) < 2:
-        raise ValueError("mc2_targets lacks true answers, false answers or labels")
-    return Truths(f"{QA_PROMPT}{row['question']}\nA:", options, tuple(map(bool, labels)))
+    options, labels = truths_of(row, "mc2_targets")
+    if len(set(labels)) < 2:
+        raise ValueError("mc2_targets lacks true answers or false answers")
+    return Truths(f"{QA_PROMPT}{text_of(row, 'question')}\nA:", options, labels)
 
 
 def ask_truth(q: Question | Truths, shots: list) -> Choose:

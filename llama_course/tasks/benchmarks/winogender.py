@@ -6,7 +6,7 @@ from llama_course.bias import PRONOUNS, Schema, tie_score
 from llama_course.likelihood import Choose, Likelihood, in_total
 from llama_course.support.errors import UserError
 from llama_course.tasks.registry import Task, register
-from llama_course.tasks.rows import file_rows
+from llama_course.tasks.rows import file_rows, text_of
 
 _OWN = Path(__file__).with_suffix(".jsonl")  # made from twelve templates of ours
 OWN_MAJORITIES = {
@@ -36,7 +36,7 @@ def read_majorities(
 
 def read_schema(row: dict) -> Schema:
     "The sentence in a row of all_sentences.tsv, or of the data set on Hugging Face."
-    sentence = row["sentence"]
+    sentence = text_of(row, "sentence")
     if "occupation" in row:
         columns = ("occupation", "participant", "label", "gender")
         job, person, answer, gender = (row[name] for name in columns)
