@@ -41,6 +41,7 @@ from llama_course.launch.conversations import (
 )
 from llama_course.launch.finetuning import (
     Finetuning,
+    gather_conversations,
     pack_data,
     read_tokenizer,
     report_of,
@@ -100,12 +101,55 @@ def test_both_forms_become_messages():
         ('{"messages": [{"role": "user", "content": "a"}]}', "somebody must ask"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "somebody must ask"),
         ('{"messages": [{"role": "robot", "content": "a"}]}', "messages must be a list"),
+        ('{"messages": [{"role": [], "content": "a"}]}', "messages must be a list"),
+        ('{"messages": [{"role": "user", "content": null}]}', "content is None"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "'image_url'"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}', "'text'"),
+        ('{"messages": [{"role": "user", "content": [5]}]}', "'int'"),
+        ('{"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}', "tool_calls"),
+        ('{"messages": [{"role": "user", "content": "a", "weight": 0}]}', "weight"),
+        ('{"instruction": "a", "answer": "b", "input": 0}', "the field 'input'"),
+        ('{"instruction": "a", "answer": "b", "input": []}', "the field 'input'"),
+        ('{"instruction": "a", "answer": "b", "task": {}}', "the field 'task'"),
+        ('{"prompt": "a", "completion": ["b"]}', "the field 'completion'"),
+        ('{"prompt": 5, "completion": "b"}', "the field 'prompt'"),
+        ('{"conversations": {}}', "conversations must be a list"),
+        ('{"conversations": [{"from": "human"}]}', "content is None"),
+        ('{"conversations": [{"from": "tool", "value": "x"}]}', "comes from 'tool'"),
+        ("[" * 100000, "line 3, is not JSON"),
     ],
 )
 def test_a_wrong_line_is_named(line, text, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"instruction": "a", "answer": "b"}\n\n' + line + "\n")
     with pytest.raises(UserError, match=text):
         read_conversations(tmp_path / "a.jsonl")
+
+
+def test_public_forms_are_converted_and_that_is_said(tmp_path, capsys):
+    ask = [{"role": "system", "content": "s"}, {"role": "user", "content": "Where?"}]
+    wanted = [*ask, {"role": "assistant", "content": "Peru"}]
+    parts = [{"type": "text", "text": "Pe"}, {"type": "text", "text": "ru"}]
+    turns = [("system", "s"), ("human", "Where?"), ("gpt", "Peru")]
+    rows = [
+        {"conversations": [{"from": who, "value": said, "weight": None} for who, said in turns]},
+        {"prompt": ask, "completion": wanted[2:]},
+        {"prompt": "Where?", "completion": "Peru"},
+        {"messages": [*ask, {"role": "assistant", "content": parts}]},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
+    said = []
+    (talks,) = read_conversations(tmp_path / "a.jsonl", said.append).values()
+    assert talks == [wanted, wanted, wanted[1:], wanted]
+    assert [line.partition(": ")[2] for line in said] == [
+        "1 examples converted from ShareGPT's conversations to messages.",
+        "2 examples converted from prompt and completion to messages.",
+    ]
+    assert list(read_conversations(tmp_path / "b.json").values()) == [talks]
+    gather_conversations(
+        Finetuning(weights=tmp_path, out=tmp_path / "r", data=(tmp_path / "a.jsonl",))
+    )
+    assert capsys.readouterr().err.count("converted from") == 2
 
 
 def test_other_ends_of_lines_are_part_of_a_text(tmp_path):

@@ -60,7 +60,9 @@ class Finetuning:
         help="A run folder, a GGUF file, or a folder of Meta's or Hugging Face's."
     )
     out: Path = option(help="The run's folder; all ranks must see it.")
-    data: tuple[Path, ...] = option((), "JSON lines: instruction, input, answer; or messages.")
+    data: tuple[Path, ...] = option(
+        (), "JSON lines: instruction, input, answer; messages; prompt, completion; ShareGPT."
+    )
     tasks: Literal["own"] | None = option(None, "own: the generated tasks of chapter 29.")
     steps: int | None = option(None, "Training steps, in place of epochs.", ge=1)
     epochs: float = option(1.0, "Times that the examples are read.", gt=0)
@@ -110,9 +112,15 @@ def gather_conversations(s: Finetuning) -> dict[str, list[Conversation]]:  # by 
         raise UserError("there is nothing to learn from: give --data or --tasks.")
     found = generated_conversations(s.seed) if s.tasks else {}
     for path in s.data:
-        for task, conversations in read_conversations(path).items():
+        for task, conversations in read_conversations(path, _say).items():
             found.setdefault(task, []).extend(conversations)
     return found
+
+
+def _say(line: str) -> None:
+    "One line on standard error, from the first of the ranks."
+    if is_first_process():
+        print(line, file=sys.stderr)
 
 
 def pack_data(s: Finetuning, seq_len: int, tokenizer: Any, template: Template) -> TuningData:
@@ -212,11 +220,10 @@ def run_finetuning(s: Finetuning) -> dict[str, Any]:  # what was learned from; t
     tokenizer = read_tokenizer(s.tokenizer or s.weights, checkpoint.config.vocab_size)
     template = choose_template(tokenizer, RunFolder(s.weights).facts.template)
     data = pack_data(s, seq_len, tokenizer, template)
-    if data.dropped + data.cut and is_first_process():
-        print(
+    if data.dropped + data.cut:
+        _say(
             f"{data.dropped} examples dropped and {data.cut} cut: longer than a row of {seq_len}"
-            " tokens.",
-            file=sys.stderr,
+            " tokens."
         )
     recipe = tuning_recipe(s, seq_len, data)
     if alone := not dist.is_initialized():

@@ -302,7 +302,12 @@ def scores_of_texts(
                 found.append(text)
             return found
 
-    result = lm_evaluate(Reciter(), folder, [task])
+    bars = need("datasets", "eval")
+    bars.disable_progress_bars()
+    try:
+        result = lm_evaluate(Reciter(), folder, [task])
+    finally:
+        bars.enable_progress_bars()
     scores: dict[str, dict[int, float]] = {}
     for sample in result["samples"][task]:
         scores.setdefault(sample.get("filter", "none"), {})[sample["doc_id"]] = sample[
