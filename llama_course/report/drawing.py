@@ -2,8 +2,6 @@
 
 from html import escape
 
-from IPython.display import HTML
-
 BLUE, ORANGE, GREY = "#1f77b4", "#ff7f0e", "#888888"
 
 
@@ -50,15 +48,25 @@ def arrow(path: str, dashed: bool = False) -> str:
     return f'<path d="{path}" fill="none"{dashes} marker-end="url(#tip)"/>'
 
 
+class Drawing(str):
+    "An SVG, which a notebook shows as the picture."
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return "<a drawing>"
+
+
 def drawing(
     width: float,
     height: float,
     words: str,  # what is seen, for those who do not see it
     *parts: str,
-) -> HTML:
+) -> Drawing:
     "The parts as one picture, as wide as the page or narrower."
     tip = '<path d="M0 0L8 4L0 8z" fill="currentColor" stroke="none"/>'
-    return HTML(
+    return Drawing(
         f'<svg role="img" viewBox="0 0 {width:g} {height:g}" stroke="currentColor" fill="none"'
         f' style="width:100%;max-width:{width / 15:.0f}rem"><title>{escape(words)}</title>'
         '<defs><marker id="tip" markerWidth="8" markerHeight="8" refX="7" refY="4"'
