@@ -211,11 +211,29 @@ def sample_next(
 ) -> Tensor:  # (B,), int64
     "One token for each row of logits."
     check_sampling(temperature, top_k, top_p, min_p)
+    if not logits.amax(-1).isfinite().all():
+        raise UserError("the model's logits are no numbers: its weights are damaged, or its dtype too small.")
     if temperature == 0: return logits.argmax(-1)
     p = token_probabilities(logits.float(), temperature, top_k, top_p, min_p)
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 # %% ../nbs/21_generation.ipynb #c061
+def stop_set(
+    stop_id,  # a token id, several, or None
+) -> frozenset[int]:
+    "The ids that end a text. Raises `UserError` for what is no id."
+    ids = stop_id if isinstance(stop_id, Iterable) else [] if stop_id is None else [stop_id]
+    ids = list(ids)
+    if not all(isinstance(i, Integral) for i in ids):
+        raise UserError(f"stop_id={stop_id!r:.60}: it must be a token id, or several.")
+    return frozenset(int(i) for i in ids)
+
+
+def end_ids(tokenizer) -> frozenset[int]:
+    "What ends a text of the tokenizer's model: EOS; a chat model's turn may end in other ways, too."
+    return stop_set(getattr(tokenizer, "stop_ids", tokenizer.eos_id))
+
+
 def check_prompt(ids, config) -> Tensor:  # (1, T)
     "The prompt as a batch of one; raises `UserError` if the model cannot read it."
     ids = list(ids) if isinstance(ids, Iterable) else []
@@ -249,7 +267,7 @@ def generate(
     top_k: int | None = None,  # this and top_p: see sample_next
     top_p: float | None = None,
     seed: int | None = None,  # the same seed gives the same ids; None: others each time
-    stop_id: int | None = None,  # ends the text, and is not part of it
+    stop_id=None,  # an id, or several, that end the text and are not part of it
     min_p: float | None = None,  # see sample_next
     compiled: bool = False,  # by the compiled step: compiling takes a while, the tokens then come faster
 ) -> Iterator[int]:
@@ -258,9 +276,10 @@ def generate(
     device = model.tok_embeddings.weight.device
     tokens, chance = check_prompt(prompt_ids, model.config).to(device), torch.Generator(device)
     chance.seed() if seed is None else chance.manual_seed(seed)
+    stops = stop_set(stop_id)
     room = max(0, min(max_new_tokens, model.config.max_seq_len - tokens.size(1)))
     draw = lambda logits: sample_next(logits, temperature, top_k, top_p, chance, min_p)
-    return takewhile(lambda i: i != stop_id, continue_text(model, tokens, room, draw, compiled))
+    return takewhile(lambda i: i not in stops, continue_text(model, tokens, room, draw, compiled))
 
 # %% ../nbs/21_generation.ipynb #c069
 def drawer(rows, device, seed, settings):
@@ -278,12 +297,12 @@ def generate_batch(
     prompts: list[list[int]],  # of any lengths
     max_new_tokens: int,
     seed: int | None = None,  # each row draws as `generate` does with this seed
-    stop_id: int | None = None,
+    stop_id=None,  # an id, or several
     compiled: bool = False,
     **settings,  # of sample_next: temperature, top_k, top_p, min_p
 ) -> list[list[int]]:
     "What `generate` yields for each prompt, computed together."
-    texts = [check_prompt(p, model.config) for p in prompts]
+    texts, stops = [check_prompt(p, model.config) for p in prompts], stop_set(stop_id)
     room = [max(0, min(max_new_tokens, model.config.max_seq_len - t.size(1))) for t in texts]
     cache = KVCache(model, len(texts), None if compiled else max(t.size(1) + n for t, n in zip(texts, room)))
     draw = drawer(len(texts), cache.device, seed, settings)
@@ -293,8 +312,8 @@ def generate_batch(
     while going:
         new = draw(logits)
         for row, i in enumerate(new.tolist()):
-            if row in going and i != stop_id: made[row].append(i)
-            if row in going and (i == stop_id or len(made[row]) == room[row]): going.remove(row)
+            if row in going and i not in stops: made[row].append(i)
+            if row in going and (i in stops or len(made[row]) == room[row]): going.remove(row)
             if row not in going: cache.lengths[row] = 0
         if going: logits = next_logits(model, new, cache, compiled)
     return made
@@ -393,5 +412,5 @@ def generate_text(
     if found != wanted:
         raise UserError(f"the tokenizer has {found} tokens, the model {wanted}: use the run's own.")
     prompt_ids = tokenizer.encode(prompt, bos=True)
-    ids = generate(model, prompt_ids, max_new_tokens, stop_id=tokenizer.eos_id, **settings)
+    ids = generate(model, prompt_ids, max_new_tokens, stop_id=end_ids(tokenizer), **settings)
     return stream_text(ids, tokenizer, prompt_ids, stops)

@@ -340,15 +340,16 @@ def layer_step(bits: int):
     attend, matvec = compiled(attention_kernel, True), compiled(PRODUCTS[bits], True)
 
     def step(x, at, gains, eps, wqkv, wo, w13, w2, keys, values, turn):
-        (K, _, Q), D, F = keys.shape, len(x), len(w13[0]) // 2
-        h, qkv, both = np.empty_like(x), np.empty(D + 2 * K * Q, x.dtype), np.empty(2 * F, x.dtype)
+        (K, _, Q), W, F = keys.shape, len(wqkv[0]), len(w13[0]) // 2
+        HQ = W - 2 * K * Q  # D, but for heads of a width of their own
+        h, qkv, both = np.empty_like(x), np.empty(W, x.dtype), np.empty(2 * F, x.dtype)
         norm(x, gains[0], eps, h)
         matvec(*wqkv, h.reshape(-1, 2, 32), qkv)
-        rotate(qkv[: D + K * Q], turn)  # queries and keys
-        write(qkv[D : D + K * Q], keys, at)
-        write(qkv[D + K * Q :], values, at)
-        attend(qkv[:D].reshape(-1, Q), keys, values, at + 1)
-        matvec(*wo, qkv[:D].reshape(-1, 2, 32), h)
+        rotate(qkv[: HQ + K * Q], turn)  # queries and keys
+        write(qkv[HQ : HQ + K * Q], keys, at)
+        write(qkv[HQ + K * Q :], values, at)
+        attend(qkv[:HQ].reshape(-1, Q), keys, values, at + 1)
+        matvec(*wo, qkv[:HQ].reshape(-1, 2, 32), h)
         add(x, h)
         norm(x, gains[1], eps, h)
         matvec(*w13, h.reshape(-1, 2, 32), both)
@@ -426,7 +427,8 @@ def forward(
     "The logits; a few more tokens of one text go through the kernels, if numba is installed."
     plain = positions is None and mask is None and cache is not None and len(tokens) == 1
     few = plain and tokens.device.type == "cpu" and 0 < tokens.numel() <= FEW
-    blocks = not (self.config.dim % 64 or self.config.hidden_dim % 64)
+    c = self.config
+    blocks = not (c.dim % 64 or c.hidden_dim % 64 or c.n_heads * c.head_dim % 64)
     if not (few and blocks and has_kernels()):
         return Llama.forward(self, tokens, positions, mask, cache)
     places, *_ = cache.begin(tokens)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .generation import KVCache, check_prompt, check_sampling, next_logits, sample_next
+from .generation import (
+    KVCache, check_prompt, check_sampling, next_logits, sample_next, stop_set)
 from .model import Llama, LlamaConfig
 from .planner import block_matrices
 from .support.errors import UserError
@@ -67,7 +68,7 @@ class Job:
     max_new_tokens: int
     sampling: dict = field(default_factory=dict)  # of sample_next: temperature, top_k, top_p, min_p
     seed: int | None = None
-    stop_id: int | None = None  # ends the text, and is not part of it
+    stop_id: int | frozenset | None = None  # one id, or several, that end the text and are not part of it
     on_token: Callable = lambda i: None  # gets each id as it is drawn, and None at the end
     ids: list[int] = field(default_factory=list)  # what has been written
     reason: str = ""  # why it ended: stop, length, cancelled, error; empty while it has not
@@ -162,7 +163,7 @@ def draw(
     job = self.rows[row]
     i = sample_next(logits[None], generator=self.generators[row], **job.sampling).item()
     if job.cancelled: return self.leave(row, "cancelled")
-    if i == job.stop_id: return self.leave(row, "stop")
+    if i in stop_set(job.stop_id): return self.leave(row, "stop")
     self.tokens[row] = i
     job.ids.append(i)
     job.on_token(i)

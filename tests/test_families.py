@@ -1,6 +1,8 @@
 "Every LLaMA that people have, made small: the same logits, ids and chats as their own readers."
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ import safetensors.torch
 import torch
 import transformers
 
-from llama_course.files.load import load, load_model, load_tokenizer
+from llama_course.files.chat import render
+from llama_course.files.load import load, load_model, load_quantized, load_tokenizer
+from llama_course.generation import KVCache, generate
 from llama_course.model import Llama, LlamaConfig
 from llama_course.rope import RopeScaling
 from llama_course.support.disk import read_json, write_json
@@ -720,3 +724,109 @@ def test_a_file_of_mistrals_own_is_read(tmp_path):
     again = load_model(tmp_path)
     assert again.config == model.config
     assert torch.equal(again(torch.arange(64)[None]), model(torch.arange(64)[None]))
+
+
+@pytest.mark.parametrize("kind", ["pieces", "bytes"])
+def test_llama_cpp_reads_these_files_as_we_do(pieces, bytes_json, tmp_path, kind):
+    from llamacpp import llama_cpp
+
+    words = piece_tokens(pieces) if kind == "pieces" else byte_tokens(bytes_json)
+    names = ["Llama 3.1", "yarn", "a factor without a type", "biases"]
+    names += ["the spelling of 2023", "heads of their own width"]
+    texts, prompts, jobs = [text for text in TEXTS if text], [list(range(3, 90))], []
+    for i, name in enumerate(names if kind == "bytes" else names[:1]):
+        changes, extra = GGUFS[name]
+        path = written(tmp_path / f"{i}.gguf", shaken(**changes), words, extra)
+        jobs.append({"path": str(path), "texts": texts, "prompts": prompts, "chats": [TALK[1:]]})
+    for job, theirs in zip(jobs, llama_cpp(jobs), strict=True):
+        model, tokenizer = load(job["path"])
+        assert [tokenizer.encode(text, bos=True) for text in texts] == theirs["ids"]
+        said = list(generate(model, prompts[0], 16, temperature=0, stop_id=tokenizer.stop_ids))
+        assert said == theirs["written"][0][: len(said)]
+        begin = {315: "<|begin_of_text|>"}.get(tokenizer.bos_id, "")  # which it adds later
+        assert render(tokenizer, TALK[1:]).removeprefix(begin) == theirs["chats"][0]
+
+
+def test_damaged_files_end_in_one_line():
+    "A part of `tests/fuzz_files.py 2000`, in a process of its own: a crash is a finding, too."
+    run = [sys.executable, str(Path(__file__).with_name("fuzz_files.py")), "80", "1"]
+    done = subprocess.run(run, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stderr[-300:]
+    found = json.loads(done.stdout)
+    assert found["wrong"] == [] and found["refused"] > 30
+    assert found["kilobytes"] < 1_000_000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bits", [None, 8, 32])
+def test_weights_that_are_no_numbers_are_named(pieces, tmp_path, value, bits):
+    folder = folder_with(tmp_path / "m", pieces)
+    theirs = made(folder)
+    with torch.no_grad():
+        theirs.model.layers[1].mlp.up_proj.weight[7, 3] = value
+    theirs.save_pretrained(folder)
+    with refused("model.safetensors", "layers.1.mlp.up_proj.weight", "nan"):
+        load(folder, bits=bits)
+
+
+def test_numbers_too_large_for_a_dtype_are_named_when_they_appear(tmp_path):
+    theirs = made(tmp_path)
+    with torch.no_grad():
+        theirs.model.layers[1].mlp.up_proj.weight[7, 3] = 1e6
+    theirs.save_pretrained(tmp_path)
+    assert load_model(tmp_path).norm.weight.dtype == torch.float32
+    with refused("up_proj", "too large for float16"):
+        load_model(tmp_path, torch.float16)
+    model = load_model(tmp_path)
+    with torch.no_grad():
+        model.output.weight.fill_(torch.nan)
+    with refused("logits are no numbers"):
+        list(generate(model, [1, 2], 3))
+
+
+def test_any_of_several_ids_ends_a_text():
+    from llama_course.generation import end_ids, generate_batch
+    from llama_course.serving import Batcher, Job
+
+    model, prompt = shaken(), [5, 6, 7]
+    said = list(generate(model, prompt, 40, temperature=0))
+    stops = {said[12], said[9]} - set(said[:9])
+    expected = said[: min(said.index(i) for i in stops)]
+    for given in (stops, list(stops), frozenset(stops)):
+        assert list(generate(model, prompt, 40, temperature=0, stop_id=given)) == expected
+    assert generate_batch(model, [prompt], 40, stop_id=stops, temperature=0) == [expected]
+    batcher, job = Batcher(model, 1, 64), Job(prompt, 40, {"temperature": 0}, stop_id=stops)
+    batcher.submit(job)
+    while not batcher.is_idle():
+        batcher.step()
+    assert (job.ids, job.reason) == (expected, "stop")
+    with refused("stop_id", "token id"):
+        generate(model, prompt, 3, stop_id="5")
+
+    class Talker:
+        eos_id, stop_ids = 2, frozenset([2, 7])
+
+    assert end_ids(Talker) == {2, 7}
+
+
+@pytest.mark.parametrize("bits", [8, 4, 32])
+def test_quantized_inference_knows_the_angles_and_the_width_of_heads(tmp_path, bits):
+    shape = dict(dim=128, n_heads=4, head_dim=64, hidden_dim=128, rope_theta=5e5)
+    model = shaken(**shape, rope_scaling=RopeScaling("llama3", 8.0, 64))
+    path, prompt = written(tmp_path / "m.gguf", model), [1, *range(3, 100)]
+    packed = load_quantized(path, bits)
+    with torch.no_grad():
+        whole = packed(torch.tensor([prompt]))[0, -1]
+        cache = KVCache(packed, max_len=120)
+        packed(torch.tensor([prompt[:-4]]), cache=cache)  # then some by the compiled kernels
+        steps = packed(torch.tensor([prompt[-4:]]), cache=cache)[0, -1]
+        exact = model(torch.tensor([prompt]))[0, -1]
+    assert (steps - whole).abs().max() < 1e-4 * whole.abs().max()
+    allowed = {32: 1e-4, 8: 0.05, 4: 0.5}[bits]
+    assert (whole - exact).abs().max() < allowed * exact.abs().max()
+
+
+def test_quantized_inference_refuses_biases_by_name(tmp_path):
+    path = written(tmp_path / "m.gguf", shaken(attention_bias=True))
+    with refused("attention.wq.bias", "without `bits`"):
+        load_quantized(path)

@@ -75,8 +75,7 @@ def read_checkpoint(
         raise UserError(f"{path} does not exist: check the path.")
     if path.is_file():
         return read_gguf(path)
-    has_params, has_config = ((path / f"{name}.json").is_file() for name in ("params", "config"))
-    if has_params and (not has_config or any(path.glob("consolidated.*"))):
+    if (path / "params.json").is_file() and not _has_hugging_face(path):
         return read_meta(path)
     about = read_json(path / "config.json") if (path / "config.json").is_file() else None
     if (
@@ -90,6 +89,12 @@ def read_checkpoint(
     raise UserError(
         f"{path} has neither params.json (Meta) nor config.json (Hugging Face): nothing to load."
     )
+
+
+def _has_hugging_face(folder: Path) -> bool:
+    "Whether it is a folder of Hugging Face's, which some releases put beside their own files."
+    weights = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    return (folder / "config.json").is_file() and bool(weights)
 
 
 def _read_run(folder: Path) -> Checkpoint:

@@ -24,7 +24,7 @@ from llama_course.checkpointing import check_mode
 from llama_course.data import Document, sample, shakespeare, standard_library
 from llama_course.files.load import load
 from llama_course.files.run import RunFolder
-from llama_course.generation import generate, stream_text
+from llama_course.generation import end_ids, generate, stream_text
 from llama_course.launch.machine import can_compile, has_bfloat16, machine, seconds_per_step
 from llama_course.launch.run import train_in_folder
 from llama_course.launch.texts import (
@@ -179,7 +179,7 @@ def speak(
     text: list[str] = []
 
     def noted() -> Iterator[int]:
-        for i in generate(model, ids, tokens, stop_id=tokenizer.eos_id, **choices):
+        for i in generate(model, ids, tokens, stop_id=end_ids(tokenizer), **choices):
             said.append(i)
             yield i
 

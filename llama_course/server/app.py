@@ -12,7 +12,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from llama_course.generation import TextStream
+from llama_course.generation import TextStream, end_ids
 from llama_course.model import Llama
 from llama_course.server.answers import Answer, AnswerPiece
 from llama_course.server.requests import ApiError, make_jobs, read_request
@@ -116,7 +116,7 @@ def endpoint(
     async def answer(http_request: Any) -> Any:
         request = read_request(await read_json_body(http_request), is_chat, model_name)
         prompts, stops = request.encoded(tokenizer)
-        jobs = make_jobs(request, prompts, worker.batcher, tokenizer.eos_id)
+        jobs = make_jobs(request, prompts, worker.batcher, end_ids(tokenizer))
         objects = Answer(jobs, prompts, is_chat, model_name)
         pieces = answer_pieces(
             worker, jobs, [TextStream(tokenizer, job.prompt, stops) for job in jobs]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from llama_course.generation import generate, stream_text
+from llama_course.generation import end_ids, generate, stream_text
 from llama_course.model import Llama
 from llama_course.support.errors import UserError
 
@@ -63,7 +63,7 @@ def chat(
             ids, stops = chat_prompt(tokenizer, messages)
         answer = ""
         for piece in stream_text(
-            generate(model, ids, tokens, stop_id=tokenizer.eos_id, **sampling),
+            generate(model, ids, tokens, stop_id=end_ids(tokenizer), **sampling),
             tokenizer,
             ids,
             stops,

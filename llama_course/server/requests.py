@@ -164,7 +164,7 @@ def make_jobs(
     request: Request,
     prompts: list[list[int]],
     batcher: Batcher,
-    eos_id: int,
+    stops: frozenset[int],  # what ends a text
 ) -> list[Job]:
     "One job for each prompt and answer. Raises `ApiError` for a prompt that the model cannot read."
     chosen = request.options
@@ -187,5 +187,5 @@ def make_jobs(
             )
         for i in range(chosen.n):
             seed = None if chosen.seed is None else (chosen.seed + i) % 2**63
-            jobs.append(Job(prompt, wanted or left, chosen.settings(), seed, eos_id))
+            jobs.append(Job(prompt, wanted or left, chosen.settings(), seed, stops))
     return jobs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_course.generation import KVCache, TextStream, next_logits, sample_next
+from llama_course.generation import KVCache, TextStream, end_ids, next_logits, sample_next
 from llama_course.model import Llama
 from llama_course.support.errors import UserError
 
@@ -84,6 +84,7 @@ def _read_prompts(model: Llama, drafts: Sequence[Draft]) -> tuple[KVCache, Tenso
 def _write_together(model: Llama, tokenizer: Any, drafts: Sequence[Draft]) -> list[str]:
     "The texts that follow the prompts, written together until all have ended."
     cache, logits = _read_prompts(model, drafts)
+    stops = end_ids(tokenizer)
     streams = [TextStream(tokenizer, d.ids, d.request.stop) for d in drafts]
     texts, going = [""] * len(drafts), set(range(len(drafts)))
     for n in range(1, max(d.request.max_tokens for d in drafts) + 1):
@@ -99,7 +100,7 @@ def _write_together(model: Llama, tokenizer: Any, drafts: Sequence[Draft]) -> li
             ]
         )
         for row in list(going):
-            ended = new[row] == tokenizer.eos_id
+            ended = int(new[row]) in stops
             if not ended:
                 texts[row] += streams[row].push(int(new[row]))
             if ended or streams[row].stopped or n == drafts[row].request.max_tokens:
