@@ -809,12 +809,11 @@ def test_any_of_several_ids_ends_a_text():
     assert end_ids(Talker) == {2, 7}
 
 
-@pytest.mark.parametrize("bits", [8, 4, 32])
-def test_quantized_inference_knows_the_angles_and_the_width_of_heads(tmp_path, bits):
+def test_quantized_inference_knows_the_angles_and_the_width_of_heads(tmp_path):
     shape = dict(dim=128, n_heads=4, head_dim=64, hidden_dim=128, rope_theta=5e5)
     model = shaken(**shape, rope_scaling=RopeScaling("llama3", 8.0, 64))
     path, prompt = written(tmp_path / "m.gguf", model), [1, *range(3, 100)]
-    packed = load_quantized(path, bits)
+    packed = load_quantized(path, 8)
     with torch.no_grad():
         whole = packed(torch.tensor([prompt]))[0, -1]
         cache = KVCache(packed, max_len=120)
@@ -822,8 +821,7 @@ def test_quantized_inference_knows_the_angles_and_the_width_of_heads(tmp_path, b
         steps = packed(torch.tensor([prompt[-4:]]), cache=cache)[0, -1]
         exact = model(torch.tensor([prompt]))[0, -1]
     assert (steps - whole).abs().max() < 1e-4 * whole.abs().max()
-    allowed = {32: 1e-4, 8: 0.05, 4: 0.5}[bits]
-    assert (whole - exact).abs().max() < allowed * exact.abs().max()
+    assert (whole - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_quantized_inference_refuses_biases_by_name(tmp_path):
