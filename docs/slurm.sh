@@ -2,6 +2,7 @@
 # LLaMA-65B on 2,048 GPUs: 256 machines of 8. The small run with other numbers (nbs/18_fault_tolerance.ipynb).
 #
 #   sbatch docs/slurm.sh                      # as it stands
+#   PLAN=plan.json sbatch --nodes 16 docs/slurm.sh        # what `llama-course plan --out plan.json` found
 #   sbatch --nodes 4 docs/slurm.sh --model 7B --steps 240000 --lr 3e-4 --tensor-parallel 1 ...
 #
 # What follows the script's name replaces the settings below it that have the same name: the last one counts.
@@ -26,19 +27,25 @@
 #SBATCH --open-mode=append
 
 set -euo pipefail
-: "${DATA:=/data}" "${RUN:=/runs/65B}" "${GPUS_PER_NODE:=${SLURM_GPUS_ON_NODE:-8}}"
+: "${DATA:=/data}" "${RUN:=/runs/65B}" "${PLAN:=}"
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export OMP_NUM_THREADS=8
+# A process for each GPU that this job has on a machine; without GPUs one. Each has its share of the cores: srun does not
+# take over the number that sbatch was given.
+ranks=${SLURM_GPUS_ON_NODE:-1}
+cores=${SLURM_CPUS_PER_TASK:-1}
+export OMP_NUM_THREADS=$((cores / ranks > 8 ? 8 : cores / ranks > 1 ? cores / ranks : 1))
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1  # a rank that waits for a dead one ends, instead of waiting for ever
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000))  # of this job alone
+
+settings=(--model 65B --steps 334000 --batch-size 2048 --seq-len 2048 --micro-batch 8
+          --precision bfloat16 --compile --tensor-parallel 8 --checkpointing selective)
+if [ -n "$PLAN" ]; then settings=(--plan "$PLAN"); fi
 
 # One torchrun a machine. They meet at the head; if a rank dies, all ranks start again from the last checkpoint.
-exec srun --kill-on-bad-exit=1 torchrun \
-    --nnodes "$SLURM_NNODES" --nproc-per-node "$GPUS_PER_NODE" --max-restarts 100 \
-    --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head:29500" \
-    -m llama_course.launch \
-    --model 65B --data "$DATA" --run-folder "$RUN" \
-    --steps 334000 --batch-size 2048 --seq-len 2048 --lr 1.5e-4 --warmup 2000 \
-    --precision bfloat16 --compile --tensor-parallel 8 --checkpointing selective \
-    --save-every 500 --non-finite skip --tensorboard \
+exec srun --cpus-per-task="$cores" --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_NNODES" --nproc-per-node "$ranks" --max-restarts 100 \
+    --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head:$port" \
+    -m llama_course.launch --data "$DATA" --run-folder "$RUN" "${settings[@]}" \
+    --lr 1.5e-4 --warmup 2000 --save-every 500 --non-finite skip --tensorboard \
     "$@"

@@ -329,7 +329,7 @@ def test_samples_are_escaped(whole):
         "held_out": {"<i>": whole[1]["held_out"]["text"]},
     }
     page = fill_page(
-        report_facts(run, load(run.path)[0], results, metrics) | {"folder": "<u>"}, b"", b""
+        report_facts(run, load(run.path)[0].config, results, metrics) | {"folder": "<u>"}, b"", b""
     )
     assert "<pre><b>&lt;b&gt;</b>&lt;script&gt;x&amp;y</pre>" in page and "<b>&lt;i&gt;</b>" in page
     assert "--run &lt;u&gt;" in page and "<script" not in page

@@ -204,6 +204,8 @@ def disturbed(place):
     host.process.kill()  # the second kill
     host.process.wait()
     assert 40 <= steps_of(run) < STEPS and not RunFolder(run).is_done
+    llama_course("report", run)
+    assert "It is not finished" in (run / "report.html").read_text(encoding="utf-8")
     words = training(place, run, planned(place, 1, 4))
     words += ["--micro-batch", "3"]  # 8 sequences are 3 + 3 + 2
     process = Forked(
@@ -238,6 +240,18 @@ def test_both_went_the_same_way(undisturbed, disturbed):
         assert list(at[0]) == [40, 80, 120, 160] == list(at[1]) and at[0][160] < at[0][40]
         assert at[1][160] == pytest.approx(at[0][160], rel=2e-3)
     assert runs[0].recipe.proportions == {"counting": 0.75, "letters": 0.25}
+    page = (disturbed / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "bits per byte, counting",
+        "on 2 processes",
+        "at the fullest moment",
+        "75%",
+        "25%",
+    ):
+        assert words in page
+    (disturbed / "report.html").unlink()
+    llama_course("report", disturbed)
+    assert (disturbed / "report.html").read_text(encoding="utf-8") == page
     newest = max((disturbed / "checkpoints").glob("step-*"))
     assert read_table(newest)["step"] == STEPS
 

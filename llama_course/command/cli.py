@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": "speak",
     "eval": "evaluate",
     "finetune": "train",
+    "report": "train",
     "export": "export",
     "plan": "plan",
     "grade": "grade",

@@ -10,6 +10,7 @@ from llama_course.corpus.build import build_corpus, describe_corpus, verify_corp
 from llama_course.corpus.recipe import EXAMPLE_RECIPE
 from llama_course.launch.demo import closing, run_demo, run_own
 from llama_course.launch.finetuning import Finetuning, report_of, run_finetuning
+from llama_course.report.page import report_of_run
 from llama_course.support.errors import UserError
 from llama_course.support.options import option, options, with_default
 from llama_course.training import Recipe
@@ -93,6 +94,15 @@ def data_command(
         raise UserError("give a recipe; `data --example > recipe.toml` makes one to edit.")
     made = build_corpus(recipe, out)
     print_result(made, as_json, describe_corpus(made))
+
+
+def report_command(
+    run: Annotated[Path, typer.Argument(help="A run folder, also of a run that is under way.")],
+    as_json: Json = False,
+) -> None:
+    "Write the page of a run: its loss, held-out text, speed, recipe."
+    page = report_of_run(run)
+    print_result({"report": str(page)}, as_json, f"Open {page}.")
 
 
 def finetune_command(how: Finetuning, as_json: Json = False) -> None:

@@ -8,6 +8,7 @@ executor would start a manager that lives on when its parent is killed.
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 from concurrent import futures
@@ -168,8 +169,14 @@ def _submit(executor, stages: list[CorpusStage]) -> bool:
     "Submits the jobs once; afterwards looks how far they are."
     submitted = stages[0].logs.parent / "submitted"
     if not submitted.exists():
-        with redirect_stderr(_no_output):
-            executor.run()  # submits the stage before as well
+        try:
+            with redirect_stderr(_no_output):
+                executor.run()  # submits the stage before as well
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(
+                f"[slurm] in the recipe: the job could not be submitted ({error}); what sbatch says"
+                " stands above."
+            ) from None
         submitted.touch()
     done = sum(len(list((stage.logs / "completions").glob("*"))) for stage in stages)
     print(

@@ -96,7 +96,8 @@ class ReadSource(_Block):
                 yield from whole_or_none(read(counts))
                 bad.update(counts)
             except DamagedFile as error:
-                damaged.append({"file": part, "reason": str(error)})
+                reason = str(error).replace(f"{self.source.root.rstrip('/')}/", "")
+                damaged.append({"file": part, "reason": reason})
                 bad["damaged file"] += 1
         write_json(Path(self.source.damaged) / f"{rank:05d}.json", damaged)
 

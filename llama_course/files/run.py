@@ -30,6 +30,7 @@ class RunFacts:
     template: str | None = option(None, "how a finetuned model is asked")
     weights: str | None = option(None, "what a finetuning began with")
     recipe: dict | None = option(None, "of chapter 15")
+    model: dict | None = option(None, "the shape of a model that is not finished")
     identity: dict | None = option(None, "what checkpoints must agree with")
     machine: dict | None = option(None, "where it was trained")
     seconds: dict = option(dict, "that each stage took")

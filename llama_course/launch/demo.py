@@ -245,7 +245,8 @@ def run_stages(run: RunFolder, sources: Sources) -> dict:  # what results.json h
         model.save(run.path)
     model, tokenizer = load(run.path)
     results = score_run(run, model.eval(), tokenizer, shards, held_out)
-    write_report(run, model, results)
+    if not (run.path / "report.html").exists():
+        write_report(run, model.config, results)
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return results
 

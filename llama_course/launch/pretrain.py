@@ -21,6 +21,7 @@ from llama_course.launch.run import run_identity, run_training
 from llama_course.launch.weights import save_whole, whole_tensors
 from llama_course.model import LlamaConfig
 from llama_course.parallel import make_mesh, parallelize
+from llama_course.report.page import report_of_run
 from llama_course.support.compare import differences
 from llama_course.support.disk import atomic_write, fingerprint, only_one, read_json
 from llama_course.support.errors import UserError
@@ -176,7 +177,7 @@ def pretrain(recipe: Recipe, settings: Pretraining) -> None:
     held_out = HeldOut(data.held_out, tokenizer, recipe.seq_len, rows, ranks, recipe.precision)
     with only_one(run.path) if ranks.is_first else nullcontext():
         if ranks.is_first:
-            begin_folder(run, s, recipe, identity, data.tokenizer)
+            begin_folder(run, s, recipe, config, identity, data.tokenizer, ranks.world)
         run_training(
             step_of,
             make_loader(data.train, recipe),
@@ -194,10 +195,18 @@ def pretrain(recipe: Recipe, settings: Pretraining) -> None:
         )
         if not is_done:
             save_whole(whole_tensors(model), config, run.path)
+            if ranks.is_first:
+                report_of_run(run.path)
 
 
 def begin_folder(
-    run: RunFolder, settings: Pretraining, recipe: Recipe, identity: dict, tokenizer: Path | None
+    run: RunFolder,
+    settings: Pretraining,
+    recipe: Recipe,
+    config: LlamaConfig,
+    identity: dict,
+    tokenizer: Path | None,
+    ranks: int,  # processes
 ) -> None:
     "Writes run.json, copies the tokenizer. Raises `UserError` where the folder is another run's."
     run.check_free()
@@ -216,7 +225,8 @@ def begin_folder(
     run.note(
         kind="pretrain",
         version=__version__,
-        settings={name: _plain(value) for name, value in asdict(settings).items()},
+        settings={"ranks": ranks} | {n: _plain(value) for n, value in asdict(settings).items()},
+        model=asdict(config),
         tokenizer=print_of_tokenizer,
         recipe=asdict(recipe),
         identity=identity,
@@ -225,7 +235,7 @@ def begin_folder(
 
 
 def _plain(value):
-    return str(value) if isinstance(value, Path) else value
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def plan_words(plan: RunPlan) -> list[str]:

@@ -10,9 +10,12 @@ import jinja2
 import numpy as np
 
 from llama_course.files.run import RunFolder
-from llama_course.model import Llama
+from llama_course.model import LlamaConfig, read_config
+from llama_course.planner import parameters
 from llama_course.report.pictures import loss_curve
-from llama_course.support.disk import atomic_write
+from llama_course.support.disk import atomic_write, read_json
+from llama_course.support.errors import UserError
+from llama_course.support.options import from_dict
 from llama_course.support.shards import Shard
 from llama_course.training import make_loader
 
@@ -34,21 +37,34 @@ def template() -> jinja2.Template:
     return environment.from_string(source)
 
 
-def sources_read(run: RunFolder) -> list[dict]:
-    "Of each source: its share, its size, and how often it was read."
+def sources_read(run: RunFolder, steps: int) -> list[dict]:
+    "Of each source: its share, and, where its shard is still there, its size and times read."
     recipe = run.recipe
-    shards = {source: Shard(run.shard(source, "train")) for source in recipe.proportions}
-    times = make_loader(shards, recipe).epochs(recipe.steps)
+    paths = {source: run.shard(source, "train") for source in recipe.proportions}
+    data = run.facts.settings.get("data")
+    if isinstance(data, str):  # of a cluster: the shards stay where they are
+        paths = {source: _shard_in(Path(data), source) for source in paths}
+    rows = [{"name": name, "share": recipe.proportions[name]} for name in paths]
+    if not all(path.is_file() for path in paths.values()):
+        return [row | {"megabytes": None, "tokens": None, "times": None} for row in rows]
+    shards = {source: Shard(path) for source, path in paths.items()}
+    times = make_loader(shards, recipe).epochs(steps)
     return [
-        {
-            "name": source,
-            "share": recipe.proportions[source],
-            "megabytes": shard.text_bytes / 1e6,
-            "tokens": len(shard),
-            "times": times[source],
+        row
+        | {
+            "megabytes": shards[row["name"]].text_bytes / 1e6,
+            "tokens": len(shards[row["name"]]),
+            "times": times[row["name"]],
         }
-        for source, shard in shards.items()
+        for row in rows
     ]
+
+
+def _shard_in(folder: Path, source: str) -> Path:
+    "Where `llama-course data`, or who else made the folder, has the training shard of a source."
+    names = (f"tokens/{source}.train.tokens", f"{source}.train.tokens", f"{source}.tokens")
+    found = [folder / name for name in names if (folder / name).is_file()]
+    return found[0] if found else folder / names[0]
 
 
 def bars(values: dict[str, float], ours: str) -> list[dict]:
@@ -62,33 +78,55 @@ def bars(values: dict[str, float], ours: str) -> list[dict]:
 
 def report_facts(
     run: RunFolder,
-    model: Llama,
-    results: dict,  # of results.json
+    config: LlamaConfig,
+    results: dict,  # of results.json; empty where nothing was priced in the end
     metrics: dict[str, np.ndarray],
 ) -> dict:
     "All that the page says, as numbers and texts."
     ours, stages = "this model", run.facts.seconds | {"training": float(metrics["seconds"][-1])}
+    steps = len(metrics["step"])
     return {
         "title": f"{run.path}: a LLaMA",
         "folder": str(run.path),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "config": model.config,
+        "parameters": parameters(config),
+        "config": config,
         "recipe": run.recipe,
         "machine": run.facts.machine,
         "version": run.facts.version,
+        "kind": run.facts.kind,
         "held_out": [
             score
             | {"name": name, "bars": bars({ours: score["bits_per_byte"]} | score["others"], ours)}
-            for name, score in results["held_out"].items()
+            for name, score in results.get("held_out", {}).items()
         ],
-        "samples": results["samples"],
-        "sources": sources_read(run),
+        "measured": {
+            name: [
+                {"step": step, "bits": bits}
+                for step, bits in sorted(at.items())[:: max(1, len(at) // 12)]
+            ]
+            + [{"step": max(at), "bits": at[max(at)]}]
+            for name, at in run.held_out().items()
+        },
+        "samples": results.get("samples", []),
+        "sources": sources_read(run, steps),
         "tokens": metrics["tokens"][-1],
-        "steps": len(metrics["step"]),
+        "steps": steps,
+        "skipped": int(np.isnan(metrics["loss"]).sum()),
         "speed": float(np.median(metrics["tokens_per_second"])),
+        "mfu": _median(metrics.get("mfu", np.empty(0))),
+        "memory": _median(metrics.get("memory_gib", np.empty(0))),
+        "ranks": run.facts.settings.get("ranks"),
+        "tensor": run.facts.settings.get("tensor_parallel"),
+        "is_done": run.is_done,
         "stages": stages,
-        "ignorant": math.log(model.config.vocab_size),
+        "ignorant": math.log(config.vocab_size),
     }
+
+
+def _median(values: np.ndarray) -> float | None:
+    "None where nothing was measured."
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None
 
 
 def fill_page(facts: dict, light: bytes, dark: bytes) -> str:
@@ -101,16 +139,33 @@ def fill_page(facts: dict, light: bytes, dark: bytes) -> str:
     return template().render(facts | {"picture": addresses})
 
 
-def write_report(run: RunFolder, model: Llama, results: dict) -> None:
-    "Writes loss.png and report.html, if they are not there."
-    if (run.path / "report.html").exists():
-        return
-    metrics = run.metrics()
-    light, dark = loss_curve(metrics), loss_curve(metrics, dark=True)
-    page = fill_page(report_facts(run, model, results, metrics), light, dark)
+def write_report(run: RunFolder, config: LlamaConfig, results: dict) -> None:
+    "Writes loss.png and report.html."
+    metrics, held_out = run.metrics(), run.held_out()
+    light, dark = loss_curve(metrics, held_out), loss_curve(metrics, held_out, dark=True)
+    page = fill_page(report_facts(run, config, results, metrics), light, dark)
     for name, content in (("loss.png", light), ("report.html", page.encode())):
         with atomic_write(run.path / name) as file:
             file.write(content)
+
+
+def report_of_run(
+    folder: Path | str,  # of any run, also while it is under way
+) -> Path:  # of the page
+    "Writes the page of what is there. Raises `UserError` where no step is done yet."
+    run = RunFolder(folder)
+    if not run.exists:
+        raise UserError(f"{run.path} is no run folder: choose another.")
+    shape = run.facts.model
+    if shape is None and (run.path / "config.json").is_file():
+        config = read_config(run.path)
+    elif shape is None:
+        raise UserError(f"{run.path} is not finished, and does not say its model's shape.")
+    else:
+        config = from_dict(LlamaConfig, shape, str(run.file))
+    results = run.path / "results.json"
+    write_report(run, config, read_json(results) if results.is_file() else {})
+    return run.path / "report.html"
 
 
 def in_short(folder: Path | str, results: dict) -> str:

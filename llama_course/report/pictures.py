@@ -12,8 +12,12 @@ def running_mean(values: np.ndarray, share: float = 0.02) -> np.ndarray:  # as m
     return np.convolve(padded, np.ones(width) / width, "valid")
 
 
-def loss_curve(metrics: dict[str, np.ndarray], dark: bool = False) -> bytes:  # a PNG
-    "The loss of every step, their running mean, the learning rate below."
+def loss_curve(
+    metrics: dict[str, np.ndarray],
+    held_out: dict[str, dict[int, float]] | None = None,  # source -> step -> bits per byte
+    dark: bool = False,
+) -> bytes:  # a PNG
+    "The loss of every step, their running mean, held-out text if measured, the rate below."
     from matplotlib import rc_context  # slow to import, and only the end of a run needs it
     from matplotlib.figure import Figure
 
@@ -35,8 +39,15 @@ def loss_curve(metrics: dict[str, np.ndarray], dark: bool = False) -> bytes:  # 
     millions, loss, rate = (metrics[name][seen] for name in ("tokens", "loss", "lr"))
     millions = millions / 1e6
     with rc_context(style):
-        figure = Figure(figsize=(7.6, 4.4), dpi=160, layout="constrained")
-        top, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        rows = (4, 3, 1) if held_out else (4, 1)
+        figure = Figure(figsize=(7.6, 0.55 * sum(rows) + 1.65), dpi=160, layout="constrained")
+        top, *middle, below = figure.subplots(len(rows), 1, sharex=True, height_ratios=rows)
+        per_step = metrics["tokens"][0] / metrics["step"][0] / 1e6
+        for axes in middle:
+            for source, at in (held_out or {}).items():
+                axes.plot([s * per_step for s in at], [*at.values()], "o-", ms=3, label=source)
+            axes.set(ylabel="bits per byte")
+            axes.legend(title="held out", frameon=False, fontsize=8, title_fontsize=8)
         top.plot(millions, loss, color=blue, lw=0.6, alpha=0.4)
         top.plot(millions, running_mean(loss), color=blue, lw=2)
         limits = (max(0, loss.min() - 0.1), loss.max() + 0.2)
