@@ -204,9 +204,10 @@ def test_a_run_in_weights_and_biases(tmp_path, monkeypatch):
     write_log(tmp_path / "run", "wandb")
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2 and len({file.stem for file in files}) == 1  # two lives, one name
-    losses = {}
-    for file in files:
-        for data in log_records(file.read_bytes()):
+    losses, end = {}, time.time() + 60
+    while len(losses) < 4 and time.time() < end:  # another process writes them
+        losses = {}
+        for data in (data for file in files for data in log_records(file.read_bytes())):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             row = {
@@ -214,7 +215,8 @@ def test_a_run_in_weights_and_biases(tmp_path, monkeypatch):
                 for i in record.history.item
             }
             if "loss" in row:
-                losses[row["_step"]] = row["loss"]
+                losses[record.history.step.num] = row["loss"]
+        time.sleep(0.05)
     assert losses == {step: 4.0 / step for step in range(1, 5)}
 
 
