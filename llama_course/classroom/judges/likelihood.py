@@ -30,6 +30,8 @@ def cases_of_score_per_character(seed):
     for T, start, option in zip((7, 6, 9, 5), (4, 1, 7, 4), options):
         logits = 3 * torch.randn(T, 13, generator=random)
         yield logits, torch.randint(13, (T,), generator=random), start, option
+    logits = 110 * torch.randn(6, 13, generator=random)  # probabilities that float32 rounds to 0
+    yield logits, logits.argmin(-1).roll(1), 2, " unlikely"
 
 
 @score_per_character.reference
@@ -74,6 +76,12 @@ score_per_character.right(_score)
 def from_the_cross_entropy(logits, ids, start, option):
     loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum")
     return -loss / (len(option) - 1)
+
+
+@score_per_character.mistake("the logarithm of a softmax", hint=2)
+def the_logarithm_of_a_softmax(logits, ids, start, option):
+    "A probability below 1e-45 is 0 in float32, and its logarithm infinite: log_softmax is not."
+    return _score(logits, ids, start, option, logs=lambda x: x.softmax(-1).log())
 
 
 @score_per_character.mistake("off by one", hint=1)
