@@ -16,6 +16,8 @@ normalize = Exercise(
     "normalize",
     chapter="26_answers",
     kind="rebuild",
+    minutes=10,
+    difficulty=1,
     points={"values": 7, "invariant": 3},
     hints=(
         "Four steps, in this order: lower case, punctuation, articles, spaces.",
@@ -160,6 +162,8 @@ weighted_vote = Exercise(
     "weighted_vote",
     chapter="26_answers",
     kind="extend",
+    minutes=15,
+    difficulty=1,
     points={"values": 7, "invariant": 3},
     hints=(
         "Add up the weights of each answer; None is no answer and has no vote.",
@@ -297,6 +301,8 @@ stated_number = Exercise(
     "stated_number",
     chapter="26_answers",
     kind="diagnose",
+    minutes=30,
+    difficulty=2,
     points={"values": 8, "invariant": 2},
     hints=(
         "Write down what the given code makes of '7-3', 'It is 3.', '1, 2 and 3', '5.00' and "
@@ -507,6 +513,8 @@ pass_at_k = Exercise(
     "pass_at_k",
     chapter="26_answers",
     kind="diagnose",
+    minutes=15,
+    difficulty=2,
     points={"values": 6, "invariant": 4},
     hints=(
         "The given formula may take the same program twice. Which choices of k different "

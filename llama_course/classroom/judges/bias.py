@@ -12,6 +12,8 @@ stereotype_share = Exercise(
     "stereotype_share",
     chapter="28_bias",
     kind="rebuild",
+    minutes=10,
+    difficulty=1,
     points={"values": 7, "invariant": 3},
     hints=(
         "Perplexity is exp of minus the mean log-probability of a token: the lower, the likelier.",
@@ -144,6 +146,8 @@ ragged_perplexity = Exercise(
     "ragged_perplexity",
     chapter="28_bias",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     call=_each_for_itself,
     factor=1.0,
     condition=lambda logits, *_: 1.0 if logits.element_size() == 2 else 256.0,  # exp magnifies
@@ -292,6 +296,8 @@ gotcha_accuracy = Exercise(
     "gotcha_accuracy",
     chapter="28_bias",
     kind="extend",
+    minutes=20,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "usual = the pronoun is that of the occupation's majority: (percent_female > 50) == "
@@ -426,6 +432,8 @@ expected_maximum = Exercise(
     "expected_maximum",
     chapter="28_bias",
     kind="diagnose",
+    minutes=25,
+    difficulty=2,
     factor=64.0,
     points={"values": 7, "invariant": 3},
     hints=(

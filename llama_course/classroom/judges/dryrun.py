@@ -12,6 +12,8 @@ fullest_moment = Exercise(
     "fullest_moment",
     chapter="20_dryrun",
     kind="rebuild",
+    minutes=20,
+    difficulty=1,
     points={"values": 8, "invariant": 2},
     hints=(
         "Go through the rows and keep, for each part, what is there now. After each row: is the "
@@ -162,6 +164,8 @@ counts_at_depth = Exercise(
     "counts_at_depth",
     chapter="20_dryrun",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     call=_or_value_error,
     points={"values": 7, "invariant": 3},
     hints=(
@@ -341,6 +345,8 @@ bytes_alive = Exercise(
     "bytes_alive",
     chapter="20_dryrun",
     kind="diagnose",
+    minutes=20,
+    difficulty=2,
     call=_alive,
     points={"values": 8, "invariant": 2},
     hints=(

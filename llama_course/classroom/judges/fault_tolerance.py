@@ -78,6 +78,8 @@ newest_whole = Exercise(
     "newest_whole",
     chapter="18_fault_tolerance",
     kind="rebuild",
+    minutes=25,
+    difficulty=2,
     call=_on_disk,
     points={"values": 8, "invariant": 2},
     hints=(
@@ -258,6 +260,8 @@ pieces_to_read = Exercise(
     "pieces_to_read",
     chapter="18_fault_tolerance",
     kind="extend",
+    minutes=20,
+    difficulty=2,
     points={"values": 6, "invariant": 4},
     hints=(
         "File i holds the rows from the sum of the sizes before it to that plus its own size. "
@@ -403,6 +407,8 @@ save_checkpoint = Exercise(
     "save_checkpoint",
     chapter="18_fault_tolerance",
     kind="diagnose",
+    minutes=30,
+    difficulty=3,
     call=_save,
     points={"values": 4, "invariant": 6},
     hints=(

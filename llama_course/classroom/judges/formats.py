@@ -28,6 +28,8 @@ merge_shards = Exercise(
     "merge_shards",
     chapter="23_formats",
     kind="rebuild",
+    minutes=15,
+    difficulty=1,
     points={"values": 5, "invariant": 3, "ledger": 2},
     hints=(
         "A matrix that spreads the stream (wq, wk, wv, w1, w3, output) is cut by rows, one "
@@ -174,6 +176,8 @@ unpermute = Exercise(
     "unpermute",
     chapter="23_formats",
     kind="extend",
+    minutes=20,
+    difficulty=2,
     points={"values": 6, "invariant": 3, "ledger": 1},
     hints=(
         "Only what is rotated has an order of pairs: queries and keys. Values, the output "
@@ -332,6 +336,8 @@ read_tensor = Exercise(
     "read_tensor",
     chapter="23_formats",
     kind="diagnose",
+    minutes=20,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "Read the file by hand: eight bytes with the length of the table, the table, the "
@@ -514,6 +520,8 @@ read_gguf = Exercise(
     "read_gguf",
     chapter="23_formats",
     kind="rebuild",
+    minutes=35,
+    difficulty=2,
     call=without_calling(read_gguf_header),
     points={"values": 8, "invariant": 2},
     hints=(

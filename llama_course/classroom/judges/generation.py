@@ -13,6 +13,8 @@ nucleus = Exercise(
     "nucleus",
     chapter="21_generation",
     kind="rebuild",
+    minutes=20,
+    difficulty=2,
     call=without_calling(token_probabilities),
     points={"values": 6, "invariant": 4},
     hints=(
@@ -149,6 +151,8 @@ stream_bytes = Exercise(
     "stream_bytes",
     chapter="21_generation",
     kind="extend",
+    minutes=20,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "Keep the bytes that do not yet make a character, and put the next chunk behind them.",
@@ -297,6 +301,8 @@ decode_rate = Exercise(
     "decode_rate",
     chapter="21_generation",
     kind="extend",
+    minutes=20,
+    difficulty=2,
     points={"values": 8, "invariant": 2},
     hints=(
         "Time = bytes / bandwidth. Bytes of one step: all matrices that are multiplied, once;"
@@ -434,6 +440,8 @@ ragged_step = Exercise(
     "ragged_step",
     chapter="21_generation",
     kind="diagnose",
+    minutes=30,
+    difficulty=2,
     factor=32.0,
     points={"values": 7, "invariant": 3},
     hints=(

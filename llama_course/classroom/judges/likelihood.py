@@ -11,6 +11,8 @@ score_per_character = Exercise(
     "score_per_character",
     chapter="25_likelihood",
     kind="rebuild",
+    minutes=20,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "Row t of the logits speaks of the token at t + 1. Which row judges the option's "
@@ -160,6 +162,8 @@ attend_shared = Exercise(
     "attend_shared",
     chapter="25_likelihood",
     kind="extend",
+    minutes=30,
+    difficulty=3,
     factor=32.0,
     points={"values": 5, "invariant": 2, "ledger": 3},
     hints=(
@@ -353,6 +357,8 @@ option_scores = Exercise(
     "option_scores",
     chapter="25_likelihood",
     kind="diagnose",
+    minutes=15,
+    difficulty=1,
     points={"values": 7, "invariant": 3},
     hints=(
         "Print the scores of a question with a long context. Which option wins, whatever it says?",

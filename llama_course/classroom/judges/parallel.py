@@ -12,6 +12,8 @@ sharded_step = Exercise(
     "sharded_step",
     chapter="17_parallel",
     kind="extend",
+    minutes=30,
+    difficulty=2,
     factor=32.0,
     call=on_stage(
         lambda weights, grads, mean, square, step, lr: [
@@ -205,6 +207,8 @@ parallel_swiglu = Exercise(
     "parallel_swiglu",
     chapter="17_parallel",
     kind="rebuild",
+    minutes=40,
+    difficulty=3,
     factor=256.0,
     call=on_stage(
         lambda x, w1, w2, w3, grad, n: [
@@ -384,6 +388,8 @@ clip_shards = Exercise(
     "clip_shards",
     chapter="17_parallel",
     kind="diagnose",
+    minutes=15,
+    difficulty=2,
     factor=16.0,
     call=on_stage(lambda shards, gains, max_norm: [(shard, gains, max_norm) for shard in shards]),
     points={"values": 5, "invariant": 2, "ledger": 3},

@@ -14,6 +14,8 @@ memory_gib = Exercise(
     "memory_gib",
     chapter="19_planner",
     kind="rebuild",
+    minutes=15,
+    difficulty=1,
     factor=84.0,
     points={"values": 6, "invariant": 4},
     hints=(
@@ -174,6 +176,8 @@ smallest_cluster = Exercise(
     "smallest_cluster",
     chapter="19_planner",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     factor=84.0,
     points={"values": 6, "invariant": 4},
     hints=(
@@ -338,6 +342,8 @@ step_mfu = Exercise(
     "step_mfu",
     chapter="19_planner",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "Two times: that of the arithmetic that is really done, and that of the messages. Only "
@@ -516,6 +522,8 @@ carbon_bill = Exercise(
     "carbon_bill",
     chapter="19_planner",
     kind="diagnose",
+    minutes=15,
+    difficulty=1,
     factor=84.0,
     points={"values": 6, "invariant": 4},
     hints=(

@@ -10,6 +10,8 @@ quantize_groups = Exercise(
     "quantize_groups",
     chapter="24_quantization",
     kind="rebuild",
+    minutes=25,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "The largest weight of a group, without its sign, gets the largest code: 127 or, for "
@@ -174,6 +176,8 @@ int4_product = Exercise(
     "int4_product",
     chapter="24_quantization",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     factor=64.0,
     points={"values": 6, "invariant": 2, "ledger": 2},
     hints=(
@@ -306,6 +310,8 @@ clipped_groups = Exercise(
     "clipped_groups",
     chapter="24_quantization",
     kind="extend",
+    minutes=30,
+    difficulty=3,
     points={"values": 7, "invariant": 3},
     hints=(
         "For one share: what are scale, codes and error? Then for all shares, and for each group "
@@ -473,6 +479,8 @@ tokens_per_second = Exercise(
     "tokens_per_second",
     chapter="24_quantization",
     kind="diagnose",
+    minutes=15,
+    difficulty=1,
     points={"values": 7, "invariant": 3},
     hints=(
         "Which matrices does one token read whole? Of the embedding it needs one row.",

@@ -15,6 +15,8 @@ roofline_step = Exercise(
     "roofline_step",
     chapter="22_serving",
     kind="rebuild",
+    minutes=25,
+    difficulty=2,
     points={"values": 8, "invariant": 2},
     hints=(
         "Count for the whole batch: operations, and numbers that are read. Each divided by its "
@@ -174,6 +176,8 @@ continuous_steps = Exercise(
     "continuous_steps",
     chapter="22_serving",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     points={"values": 6, "invariant": 4},
     hints=(
         "Go step by step. At its beginning, rows that are free are given to the requests that "
@@ -349,6 +353,8 @@ serve_rows = Exercise(
     "serve_rows",
     chapter="22_serving",
     kind="diagnose",
+    minutes=30,
+    difficulty=3,
     call=_serve,
     points={"values": 6, "invariant": 4},
     hints=(
@@ -367,12 +373,10 @@ serve_rows = Exercise(
 @serve_rows.cases
 def cases_of_serve_rows(seed):
     random = torch.Generator().manual_seed(seed)
-    draw = lambda low, high: int(torch.randint(low, high, (), generator=random))
     prompt = lambda n: torch.randint(24, (n,), generator=random).tolist()
     yield seed, [prompt(3)], [4], 2, 8
-    yield seed + 1, [prompt(n) for n in (2, 5, 1, 3)], [3, 4, 1, 5], 2, 24
-    yield seed + 2, [prompt(n) for n in (4, 1, 5)], [2, 14, 1], 2, 15  # one is long, one ends soon
-    yield seed + 3, [prompt(draw(1, 6)) for _ in range(5)], [1, 1, 3, 2, draw(2, 6)], 3, 12
+    yield seed + 1, [prompt(n) for n in (2, 5, 1, 3)], [3, 3, 1, 4], 2, 24
+    yield seed + 2, [prompt(n) for n in (4, 1, 5)], [2, 8, 1], 2, 9  # one is long, one ends soon
 
 
 @serve_rows.reference
@@ -448,11 +452,10 @@ def in_turns_of_one_row(model, prompts, lengths, rows, max_len):
 
 @serve_rows.invariant("a text does not depend on the others")
 def a_text_does_not_depend_on_the_others(seen):
-    prompts, lengths = [[1, 7, 3], [20, 4], [5, 5, 9, 2], [11]], [4, 2, 3, 5]
+    prompts, lengths = [[1, 7, 3], [20, 4], [11]], [3, 2, 4]
     together = seen(8, prompts, lengths, 2, 12).value
-    turned = seen(8, prompts[::-1], lengths[::-1], 2, 12).value[::-1]
     alone = [seen(8, [p], [n], 1, 12).value[0] for p, n in zip(prompts, lengths)]
-    return together == turned == alone
+    return together == alone
 
 
 @serve_rows.mistake("free rows grow", hint=3)

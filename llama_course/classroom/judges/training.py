@@ -46,6 +46,8 @@ train_steps = Exercise(
     "train_steps",
     chapter="15_training",
     kind="rebuild",
+    minutes=25,
+    difficulty=2,
     call=_train,
     factor=2e10,  # in float64: whether clip_grad_norm_'s 1e-6 is added to the norm does not matter
     points={"values": 8, "invariant": 2},
@@ -276,6 +278,8 @@ accumulate_gradients = Exercise(
     "accumulate_gradients",
     chapter="15_training",
     kind="extend",
+    minutes=20,
+    difficulty=2,
     factor=64.0,
     points={"values": 4, "invariant": 2, "ledger": 4},
     hints=(
@@ -433,6 +437,8 @@ held_out_bits = Exercise(
     "held_out_bits",
     chapter="15_training",
     kind="diagnose",
+    minutes=20,
+    difficulty=1,
     call=lambda answer, table, tokens, text_bytes, seq_len: answer(
         _Reader(table), tokens, text_bytes, seq_len
     ),
