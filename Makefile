@@ -1,6 +1,6 @@
 # The course's commands. Each makes the environment (.venv) first, if it is missing or out of date:
 #   make demo    train a small LLaMA from raw text and write a report
-#   make lab     open the course in JupyterLab
+#   make lab     open the course in JupyterLab, with your own folder my/
 #   make test    check everything
 #   make docs    build the site into docs/_site
 #   make slides  slides for a first lecture, into docs/_slides
@@ -51,6 +51,7 @@ demo: $(READY)
 	$(BIN)/llama-course demo $(ARGS)
 
 lab: $(READY)
+	@$(BIN)/llama-course start
 	JUPYTER_CONFIG_PATH=docs/lab $(BIN)/jupyter lab $(ARGS)
 
 test: $(READY)

@@ -2,5 +2,6 @@
 
 from llama_course.classroom.learner import check, hint
 from llama_course.classroom.observation import observe
+from llama_course.classroom.progress import progress
 
-__all__ = ["check", "hint", "observe"]
+__all__ = ["check", "hint", "observe", "progress"]

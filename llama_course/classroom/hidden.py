@@ -1,11 +1,13 @@
 """What an answer does out of the judge's sight: work that the ledger cannot count, and help from
 the judge's own truth. Both are noted."""
 
+import _thread
 import contextlib
 import functools
 import os
 import sys
 import sysconfig
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,8 +60,6 @@ def _audit(event: str, args: tuple) -> None:
         of_truth = "/classroom/judges/" in path and "r" in str(args[1] or "r")
         if of_truth and _learners_frame() or "solutions/" in path and path.endswith(".ipynb"):
             WATCHED[-1].add("borrowed", f"it reads {'/'.join(path.split('/')[-2:])}")
-    elif event.startswith("_thread.start") and _learners_frame():
-        WATCHED[-1].add("hidden", "it starts a thread, whose work the ledger does not see")
 
 
 def _learners_frame(only_caller: bool = False) -> bool:
@@ -104,6 +104,24 @@ def _telling(function: Callable) -> Callable:
     return call
 
 
+def _starting(function: Callable) -> Callable:
+    "The function, which notes that a learner's code starts a thread by it."
+
+    @functools.wraps(function, updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if WATCHED and _learners_frame():
+            WATCHED[-1].add("hidden", "it starts a thread, whose work the ledger does not see")
+        return function(*args, **kwargs)
+
+    return call
+
+
+STARTERS = [
+    (space, name)
+    for space in (threading, _thread)
+    for name in ("_start_new_thread", "_start_joinable_thread", "start_new_thread")
+    if callable(getattr(space, name, None))
+]
 SWITCHES = [
     (space, name)
     for space, names in (
@@ -116,6 +134,7 @@ SWITCHES = [
     if callable(getattr(space, name, None))
 ]  # fmt: skip
 TELLING = [(space, name, _telling(getattr(space, name))) for space, name in SWITCHES]
+TELLING += [(space, name, _starting(getattr(space, name))) for space, name in STARTERS]
 
 
 @contextlib.contextmanager
@@ -125,7 +144,7 @@ def watched() -> Iterator[Notes]:
     if not _hook_is_set:
         sys.addaudithook(_audit)
         _hook_is_set = True
-    notes, before = Notes(), [(space, name, getattr(space, name)) for space, name in SWITCHES]
+    notes, before = Notes(), [(space, name, getattr(space, name)) for space, name, _ in TELLING]
     WATCHED.append(notes)
     for space, name, telling in TELLING:
         setattr(space, name, telling)

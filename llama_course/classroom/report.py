@@ -1,6 +1,7 @@
 "The judgement of one answer, as a table."
 
 import html
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ class Report:
     messages: list[str]  # what is wrong and where to look; empty where all is well
     mistake: Any = None  # the known mistake (`exercise.Mistake`) that the answer looks like
     notes: list[str] = field(default_factory=list)  # for the teacher: what it took from the judge
+    next: str = ""  # where to go on, in Markdown, once it is passed
+    picture: str = ""  # the result beside the target, as SVG
 
     @property
     def points(self) -> int:
@@ -33,7 +36,8 @@ class Report:
     def __repr__(self) -> str:
         rows = [f"  {look:10} {got}/{most}  {remark}" for look, got, most, remark in self.looks]
         head = f"{self.name}: {self.points} of {self.max_points} points"
-        return "\n".join([head, *rows, *self.messages, *map(_noted, self.notes)])
+        done = [f"Right. {plain_links(self.next)}"] if self.passed and self.next else []
+        return "\n".join([head, *rows, *self.messages, *done, *map(_noted, self.notes)])
 
     def _repr_html_(self) -> str:
         def cell(tag: str, text: object) -> str:
@@ -45,8 +49,18 @@ class Report:
         lines = "".join(
             cell("p", message) for message in [*self.messages, *map(_noted, self.notes)]
         )
-        return f"<b>{html.escape(self.name)}</b><table>{table}</table>{lines}"
+        if self.passed and self.next:
+            link = re.sub(r"\[([^]]*)\]\(([^)]*)\)", r'<a href="\2">\1</a>', html.escape(self.next))
+            lines = f"<p><b>Right.</b> {link}</p>{lines}"
+        return f"<b>{html.escape(self.name)}</b><table>{table}</table>{lines}{self.picture}"
 
 
 def _noted(text: str) -> str:
     return f"noted for the teacher: {text}"
+
+
+def plain_links(
+    markdown: str,
+) -> str:
+    "Markdown with links, as a terminal can show it."
+    return re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 in \2", markdown)

@@ -184,7 +184,7 @@ def _noise(
     def moved(t: Any) -> Any:
         if not _floating(t):
             return t
-        return t * (1 + STEP * (2 * torch.rand(t.shape, generator=random).double().round() - 1))
+        return t * (1 + STEP * torch.randn(t.shape, generator=random, dtype=torch.float64))
 
     def difference(one: Any, other: Any) -> Any:
         if not _floating(one) or not isinstance(other, Tensor) or one.shape != other.shape:

@@ -18,6 +18,10 @@ TAKEN_DTYPES = {
 }  # fmt: skip
 
 
+class TooMuch(Exception):
+    "A value of more than `MOST_PARTS` parts."
+
+
 class Unknown:
     "The kind of all that is no plain data: the name of its class says what came."
 
@@ -41,6 +45,8 @@ def taken(
     left = [MOST_PARTS, MOST_ELEMENTS]
     try:
         return _taken(value, left, DEPTH)
+    except TooMuch:
+        return unknown(f"{type(value).__name__} of more than {MOST_PARTS:,} parts")
     except Exception:  # of whatever kind: these classes are somebody else's
         return unknown("value that cannot be read")
 
@@ -48,7 +54,7 @@ def taken(
 def _taken(value: Any, left: list[int], depth: int) -> Any:
     left[0] -= 1
     if left[0] < 0:
-        return unknown("value of too many parts")
+        raise TooMuch
     kind = type(value)
     if value is None or kind is bool or kind is float or kind is bytes:
         return value

@@ -22,6 +22,8 @@ from llama_course.support.errors import UserError
 from llama_course.support.options import as_command
 
 COMMANDS = {
+    "start": "learn",
+    "progress": "learn",
     "demo": "train",
     "train": "train",
     "data": "train",
