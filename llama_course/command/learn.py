@@ -14,14 +14,14 @@ from llama_course.classroom.workspace import FIRST_PAGE, NEW, SAME, start
 from llama_course.command.output import Json, print_result
 from llama_course.support.errors import UserError
 
-Folder = Annotated[Path, typer.Option(help="Your folder.")]
+OwnFolder = Annotated[Path, typer.Option(help="Your folder.")]
 
 
 def start_command(
     chapters: Annotated[
         list[str] | None, typer.Argument(help="Chapters by number, such as 08; all if left out.")
     ] = None,
-    folder: Folder = Path("my"),
+    folder: OwnFolder = Path("my"),
     lab: Annotated[bool, typer.Option("--lab", help="Open it in JupyterLab.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +69,7 @@ def open_lab(
 
 
 def progress_command(
-    folder: Folder = Path("my"),
+    folder: OwnFolder = Path("my"),
     as_json: Json = False,
 ) -> None:
     "Show how far you are: points, attempts, and what is next."
