@@ -24,6 +24,7 @@ from llama_course.support.options import as_command
 COMMANDS = {
     "start": "learn",
     "progress": "learn",
+    "assemble": "learn",
     "demo": "train",
     "train": "train",
     "data": "train",
@@ -39,7 +40,13 @@ COMMANDS = {
     "assignment": "assignment",
     "doctor": "doctor",
 }
-RESUMED = ("demo", "train", "data", "finetune")  # the same command goes on where it was stopped
+RESUMED = (
+    "demo",
+    "train",
+    "data",
+    "finetune",
+    "assemble",
+)  # the same command goes on where it was stopped
 
 
 class Terminated(KeyboardInterrupt):

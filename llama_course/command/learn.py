@@ -1,17 +1,20 @@
-"The commands of a learner's own folder: start, progress."
+"The commands of a learner's own folder: start, progress, assemble."
 
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from llama_course.classroom.assemble import assemble, read_back
 from llama_course.classroom.progress import progress
 from llama_course.classroom.workspace import FIRST_PAGE, NEW, SAME, start
 from llama_course.command.output import Json, print_result
+from llama_course.command.train import Length
 from llama_course.support.errors import UserError
 
 OwnFolder = Annotated[Path, typer.Option(help="Your folder.")]
@@ -75,3 +78,32 @@ def progress_command(
     "Show how far you are: points, attempts, and what is next."
     reached = progress(folder)
     print_result(reached.as_dict(), as_json, reached.as_text())
+
+
+def assemble_command(
+    length: Length,
+    folder: OwnFolder = Path("my"),
+    run: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/mine"),
+    as_json: Json = False,
+) -> None:
+    "Put your parts together: a LLaMA of your own, compared, trained, heard, exported."
+    say = partial(print, file=sys.stderr)
+    result = assemble(folder, run, length.minutes, length.steps, length.seed, say=say)
+    result["gguf"] = read_back(run)
+    own = sum(part["own"] for part in result["parts"])
+    lines = [
+        f"{own} of {len(result['parts'])} parts are yours; {result['steps']} steps in {run}",
+        f"{result['bits_per_byte']:.3f} bits per byte of held-out plays; the bigram of chapter 1"
+        f" needs {result['bigram']:.3f}",
+        result["said"],
+        f"{result['gguf']['file']}: {_read_back_in_words(result['gguf'])}",
+        f"Go on: llama-course chat --run {run}, llama-course serve --run {run}",
+    ]
+    print_result(result, as_json, "\n".join(lines))
+
+
+def _read_back_in_words(gguf: dict) -> str:
+    if gguf["same"] is None:
+        return "not read back, llama.cpp is not installed (pip install xllamacpp)"
+    same = "the same words" if gguf["same"] else "other words"
+    return f"llama.cpp reads it and goes on with {same}"
