@@ -81,7 +81,7 @@ def losses_of(
     return [row[0] for row in rows], [row[1] for row in rows]
 
 
-def compare(
+def compare_parts(
     assembly: Assembly,
     seed: int = 0,
 ) -> list[Comparison]:
@@ -202,7 +202,7 @@ def assemble(
     Raises `UserError`, `Stopped`.
     """
     wanted = collect(folder)
-    compared = compare(wanted, seed or 0)
+    compared = compare_parts(wanted, seed or 0)
     assembly, remarks = settled(wanted, compared), judged(compared)
     say("\n".join(assembly.in_words()))
     for slot, text in remarks.items():
