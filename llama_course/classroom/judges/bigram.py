@@ -20,6 +20,8 @@ cross_entropy = Exercise(
     "cross_entropy",
     chapter="01_bigram",
     kind="rebuild",
+    minutes=20,
+    difficulty=1,
     wrt=("logits",),
     condition=_magnified,
     call=refusing(
@@ -191,6 +193,8 @@ draw_tokens = Exercise(
     "draw_tokens",
     chapter="01_bigram",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "Lay the probabilities end to end on a line from 0 to 1. The number u is a point of that "
@@ -366,6 +370,8 @@ bits_per_byte = Exercise(
     "bits_per_byte",
     chapter="01_bigram",
     kind="diagnose",
+    minutes=15,
+    difficulty=1,
     points={"values": 6, "invariant": 4},
     hints=(
         "Try two texts of very different length, one of them in Polish. Then cut the long text in "

@@ -33,6 +33,8 @@ learn_merges = Exercise(
     "learn_merges",
     chapter="07_bpe",
     kind="rebuild",
+    minutes=25,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "Keep every word as a list of symbols, at first its characters. One round: count the "
@@ -236,6 +238,8 @@ fast_merges = Exercise(
     "fast_merges",
     chapter="07_bpe",
     kind="extend",
+    minutes=35,
+    difficulty=3,
     call=with_looks,
     points={"values": 4, "invariant": 6},
     hints=(
@@ -404,6 +408,8 @@ write_fields = Exercise(
     "write_fields",
     chapter="07_bpe",
     kind="diagnose",
+    minutes=25,
+    difficulty=2,
     points={"values": 8, "invariant": 2},
     hints=(
         "Try the values 0, 127, 128, 300 and -1, and the field number 16. 300 must become the two "

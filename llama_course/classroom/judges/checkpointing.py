@@ -34,6 +34,8 @@ lean_swiglu = Exercise(
     "lean_swiglu",
     chapter="13_checkpointing",
     kind="rebuild",
+    minutes=40,
+    difficulty=3,
     wrt=("a", "b"),
     points={"values": 2, "gradients": 4, "invariant": 1, "ledger": 3},
     hints=(
@@ -205,6 +207,8 @@ kept_bytes = Exercise(
     "kept_bytes",
     chapter="13_checkpointing",
     kind="diagnose",
+    minutes=30,
+    difficulty=2,
     points={"values": 8, "invariant": 2},
     hints=(
         "Go through the operations and ask what each derivative needs: a product both "
@@ -358,6 +362,8 @@ within_budget = Exercise(
     "within_budget",
     chapter="13_checkpointing",
     kind="extend",
+    minutes=30,
+    difficulty=2,
     wrt=("x", "w1", "w2", "w3", "w4"),
     factor=2000.0,  # four products deep, and sums in which much cancels
     points={"values": 1, "gradients": 1, "ledger": 8},
@@ -523,6 +529,8 @@ frugal_stack = Exercise(
     "frugal_stack",
     chapter="13_checkpointing",
     kind="diagnose",
+    minutes=30,
+    difficulty=3,
     wrt=("x", "w", "v"),
     factor=2000.0,  # three blocks deep, and sums over all tokens in which much cancels
     points={"values": 1, "gradients": 3, "ledger": 6},

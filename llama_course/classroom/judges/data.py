@@ -11,6 +11,8 @@ unseen_paragraphs = Exercise(
     "unseen_paragraphs",
     chapter="03_data",
     kind="rebuild",
+    minutes=25,
+    difficulty=2,
     points={"values": 6, "invariant": 4},
     hints=(
         "Keep one set for all pages. For each line, work out its normalized form, look it up,"
@@ -252,6 +254,8 @@ capped_shares = Exercise(
     "capped_shares",
     chapter="03_data",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     factor=64.0,
     points={"values": 6, "invariant": 4},
     hints=(
@@ -455,6 +459,8 @@ rank_rows = Exercise(
     "rank_rows",
     chapter="03_data",
     kind="diagnose",
+    minutes=20,
+    difficulty=2,
     points={"values": 5, "invariant": 5},
     hints=(
         "Write down, for batch_size = 4 and n = 10, which rows step 2 should have, for one "

@@ -33,6 +33,8 @@ compute_optimal = Exercise(
     "compute_optimal",
     chapter="02_economics",
     kind="rebuild",
+    minutes=20,
+    difficulty=2,
     factor=FACTOR,
     points={"values": 6, "invariant": 4},
     hints=(
@@ -175,6 +177,8 @@ cheapest_life = Exercise(
     "cheapest_life",
     chapter="02_economics",
     kind="extend",
+    minutes=30,
+    difficulty=3,
     factor=FACTOR,
     points={"values": 6, "invariant": 4},
     hints=(
@@ -295,6 +299,8 @@ break_even_tokens = Exercise(
     "break_even_tokens",
     chapter="02_economics",
     kind="diagnose",
+    minutes=20,
+    difficulty=2,
     factor=FACTOR,
     points={"values": 7, "invariant": 3},
     hints=(

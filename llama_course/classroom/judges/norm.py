@@ -32,6 +32,8 @@ rms_norm = Exercise(
     "rms_norm",
     chapter="08_norm",
     kind="rebuild",
+    minutes=15,
+    difficulty=1,
     wrt=("x", "weight"),
     points={"values": 4, "gradients": 2, "invariant": 2, "ledger": 2},
     hints=(
@@ -221,6 +223,8 @@ lean_rms_norm = Exercise(
     "lean_rms_norm",
     chapter="08_norm",
     kind="extend",
+    minutes=45,
+    difficulty=3,
     wrt=("x", "weight"),
     points={"values": 1, "gradients": 4, "invariant": 1, "ledger": 4},
     hints=(
@@ -394,6 +398,8 @@ pre_norm_block = Exercise(
     "pre_norm_block",
     chapter="08_norm",
     kind="diagnose",
+    minutes=15,
+    difficulty=1,
     wrt=("x", "w1", "w2", "g1", "g2"),
     factor=16.0,
     points={"values": 5, "gradients": 2, "invariant": 3},

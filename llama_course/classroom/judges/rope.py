@@ -25,6 +25,8 @@ rope = Exercise(
     "rope",
     chapter="10_rope",
     kind="rebuild",
+    minutes=25,
+    difficulty=2,
     wrt=("x",),
     condition=lambda x, positions, theta: (
         1 + positions.max().item() if x.dtype == torch.float32 else 1.0
@@ -250,6 +252,8 @@ shift_keys = Exercise(
     "shift_keys",
     chapter="10_rope",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     wrt=("keys",),
     condition=lambda keys, shift, theta: 1 + abs(shift) if keys.dtype == torch.float32 else 1.0,
     points={"values": 4, "gradients": 1, "invariant": 3, "ledger": 2},
@@ -418,6 +422,8 @@ decode_step = Exercise(
     "decode_step",
     chapter="10_rope",
     kind="diagnose",
+    minutes=25,
+    difficulty=2,
     factor=16.0,
     condition=lambda q, k, v, past_k, past_v, theta: 1 + past_k.shape[2],
     points={"values": 4, "invariant": 4, "ledger": 2},

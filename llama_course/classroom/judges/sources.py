@@ -15,6 +15,8 @@ minhash_signature = Exercise(
     "minhash_signature",
     chapter="05_sources",
     kind="rebuild",
+    minutes=20,
+    difficulty=2,
     points={"values": 5, "invariant": 3, "ledger": 2},
     hints=(
         "One random order: every shingle gets the number (a · x + b) mod p, and the smallest of "
@@ -178,6 +180,8 @@ candidate_pairs = Exercise(
     "candidate_pairs",
     chapter="05_sources",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     call=with_looks,
     points={"values": 5, "invariant": 5},
     hints=(
@@ -320,6 +324,8 @@ strip_comments = Exercise(
     "strip_comments",
     chapter="05_sources",
     kind="diagnose",
+    minutes=25,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         r"Try 50\% of it, then a\\% note: in the first the sign is text, in the second a comment. "

@@ -39,6 +39,8 @@ merge_pieces = Exercise(
     "merge_pieces",
     chapter="06_tokenizer",
     kind="rebuild",
+    minutes=15,
+    difficulty=1,
     points={"values": 7, "invariant": 3},
     hints=(
         "One round: look at all neighbours, find the pair to merge, merge it. How do you know"
@@ -254,6 +256,8 @@ linear_merge = Exercise(
     "linear_merge",
     chapter="06_tokenizer",
     kind="extend",
+    minutes=40,
+    difficulty=3,
     call=with_count,
     points={"values": 5, "invariant": 5},
     hints=(
@@ -403,6 +407,8 @@ decode_bytes = Exercise(
     "decode_bytes",
     chapter="06_tokenizer",
     kind="extend",
+    minutes=20,
+    difficulty=2,
     points={"values": 8, "invariant": 2},
     hints=(
         "A character may need up to four byte pieces: collect bytes until a piece comes that "
@@ -602,6 +608,8 @@ encode_text = Exercise(
     "encode_text",
     chapter="06_tokenizer",
     kind="diagnose",
+    minutes=25,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "There are four mistakes. Encode ' the', 'there', 'ż' and '</s>', and look at the "

@@ -14,6 +14,8 @@ bigram_perplexity = Exercise(
     "bigram_perplexity",
     chapter="04_web",
     kind="rebuild",
+    minutes=30,
+    difficulty=2,
     points={"values": 7, "invariant": 3},
     hints=(
         "Four counts come first: how often a word was followed by anything; by how many different "
@@ -189,6 +191,8 @@ add_keys = Exercise(
     "add_keys",
     chapter="04_web",
     kind="extend",
+    minutes=25,
+    difficulty=2,
     points={"values": 5, "invariant": 3, "ledger": 2},
     hints=(
         "Two questions for each key: is it among those seen? And is it the first of its kind in "
@@ -356,6 +360,8 @@ clean_page = Exercise(
     "clean_page",
     chapter="04_web",
     kind="diagnose",
+    minutes=20,
+    difficulty=1,
     points={"values": 8, "invariant": 2},
     hints=(
         "Take a line of a page by hand through the rules. Which rule looks at something that "
