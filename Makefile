@@ -6,6 +6,7 @@
 #   make slides  slides for a first lecture, into docs/_slides
 #   make bench   run the benchmarks
 #   make chapter N=08   check one chapter: export it, run it, its tests and its exercise
+#   make mutants N=08   change every solution at one place: does its judge notice?
 #   make update  renew requirements.lock with the newest versions, and run everything
 # After an edit in nbs/ or solutions/: make generate
 # Options go through ARGS: make demo ARGS="--minutes 1"
@@ -28,7 +29,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test docs slides bench chapter update generate
+.PHONY: help demo lab test docs slides bench chapter mutants update generate
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -76,6 +77,9 @@ bench: $(READY)
 
 chapter: $(READY)
 	@$(BIN)/python tools/chapter.py $(N)
+
+mutants: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(N) $(ARGS)
 
 # With the lock renewed the environment is made anew, and everything is run in it.
 update: $(READY)
