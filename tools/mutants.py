@@ -23,7 +23,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -83,7 +83,7 @@ def answers(path: Path) -> Iterator[Answer]:
             code, start = code + "\n" + start + "\n" + source, ""
 
 
-def _places(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+def _places(node: Any) -> Iterator[tuple[str, ast.AST]]:
     "Other nodes that could stand where this one stands."
     new = lambda: copy.deepcopy(node)
     if isinstance(node, (ast.BinOp, ast.BoolOp, ast.AugAssign)):
@@ -97,7 +97,7 @@ def _places(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 changed = new()
                 changed.ops[i] = swap()
                 yield "comparison", changed
-    if isinstance(node, ast.Constant) and not isinstance(node.value, (str, bytes, type(None))):
+    if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
         values: tuple = (node.value + 1, node.value - 1)
         if isinstance(node.value, bool):
             values = (not node.value,)
