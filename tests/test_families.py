@@ -828,3 +828,22 @@ def test_quantized_inference_refuses_biases_by_name(tmp_path):
     path = written(tmp_path / "m.gguf", shaken(attention_bias=True))
     with refused("attention.wq.bias", "without `bits`"):
         load_quantized(path)
+
+
+def test_an_evaluation_asks_by_the_chat_template(pieces, tmp_path):
+    from llama_course.tasks.runner import evaluate
+
+    folder = folder_with(tmp_path / "m", pieces, **LLAMA2, chat_template=ZEPHYR)
+    made(folder, max_position_embeddings=2048)
+    model, tokenizer = load(folder)
+    seen, encode_chat = [], tokenizer.encode_chat
+    tokenizer.encode_chat = lambda messages: seen.append(messages) or encode_chat(messages)
+    about = dict(limit=2, shots=0, progress=False)
+    plain = evaluate(model, tokenizer, ["arc_easy", "nq_open"], **about)
+    assert not seen
+    asked = evaluate(model, tokenizer, ["arc_easy", "nq_open"], chat=True, **about)
+    assert all(m[0]["role"] == "user" and m[0]["content"] for m in seen)
+    assert len(seen) >= 4 and asked["items"] != plain["items"]
+    tokenizer.chat_template = None
+    with refused("no chat template", "--chat"):
+        evaluate(model, tokenizer, ["arc_easy"], chat=True, **about)

@@ -13,6 +13,7 @@ from llama_course.model import Llama
 from llama_course.support.disk import only_one, write_json
 from llama_course.support.errors import UserError
 from llama_course.support.options import option, options
+from llama_course.tasks.chats import ChatTokenizer
 from llama_course.tasks.journal import Journal, plan_of
 from llama_course.tasks.registry import Task, check_programs, find_task
 from llama_course.tasks.rows import by_subject, first_of_each, load_items, load_shots, shots_for
@@ -46,6 +47,7 @@ class Evaluation:
     )
     seed: int = option(0, "Of answers that are drawn.", ge=0, lt=2**63)
     batch_tokens: int = option(2048, "Tokens in a pass through the model, padding included.", ge=1)
+    chat: bool = option(False, "Ask by the model's chat template.", flag=True)
 
 
 @dataclass
@@ -196,18 +198,20 @@ def evaluate(
     how: Evaluation | None = None,  # None: the defaults
     *,
     progress: bool = True,  # a bar on standard error
-    **settings: Any,  # fields of `how`: items, shots, limit, out, seed, batch_tokens
+    **settings: Any,  # fields of `how`: items, shots, limit, out, seed, batch_tokens, chat
 ) -> dict:  # {"tasks": {name: {"metric", "value", "stderr", "n", "shots"}}, "items": [...]}
     "The scores of a model, and those of every item. Raises `UserError`. (sec. 3)"
     how = Evaluation(**(asdict(how) if how else {}) | settings)
     chosen = [find_task(task) for task in dict.fromkeys(tasks)]
     check_programs(chosen)
+    tokenizer = ChatTokenizer(tokenizer) if how.chat else tokenizer
     work = plan_work(chosen, how.items, how.shots, how.limit)
     if how.out is None:
         return summary(work, answer_all(model, tokenizer, work, how, progress=progress))
     with only_one(how.out):
         asked = [(w.key, w.item, w.request) for w in work]
-        plan = plan_of(model, asked, {"seed": how.seed, "batch_tokens": how.batch_tokens})
+        same = {"seed": how.seed, "batch_tokens": how.batch_tokens}
+        plan = plan_of(model, asked, same | ({"chat": True} if how.chat else {}))
         journal = Journal(how.out, plan)
         result = summary(work, answer_all(model, tokenizer, work, how, journal, progress))
         write_json(how.out / "results.json", result)
