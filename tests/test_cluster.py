@@ -138,7 +138,7 @@ build_corpus(sys.argv[1], sys.argv[2])
 
 
 @NEEDS_DATA
-@pytest.mark.skipif(not find_spec("ray"), reason="needs Ray: pip install ray")
+@pytest.mark.skipif(not find_spec("ray"), reason="needs llama_course[cluster]: Ray")
 def test_the_pipeline_on_ray(alone, tmp_path):
     path = corpus(tmp_path, 'executor = "ray"')
     ran = subprocess.run(
@@ -163,7 +163,7 @@ def write_log(run, board):
         log.close()
 
 
-@pytest.mark.skipif(not find_spec("mlflow"), reason="needs MLflow: pip install mlflow-skinny")
+@pytest.mark.skipif(not find_spec("mlflow"), reason="needs llama_course[cluster]: MLflow")
 def test_a_run_in_mlflow(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -194,7 +194,7 @@ def log_records(raw, block=2**15):
             whole = b""
 
 
-@pytest.mark.skipif(not find_spec("wandb"), reason="needs Weights & Biases: pip install wandb")
+@pytest.mark.skipif(not find_spec("wandb"), reason="needs llama_course[cluster]: wandb")
 def test_a_run_in_weights_and_biases(tmp_path, monkeypatch):
     "Offline: what would be sent, read by its own reader."
     monkeypatch.setenv("WANDB_MODE", "offline")

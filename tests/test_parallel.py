@@ -407,6 +407,31 @@ def dressed(ways):
     return found
 
 
+def everything_at_once():
+    "Three steps: compiled, in bfloat16, checkpointed, in micro-batches of 3 and 1."
+    torch.set_num_threads(1)
+    mesh, losses = make_mesh(), []
+    torch.manual_seed(0)
+    how = {"checkpointing": "selective", "compile": True, "precision": "bfloat16"}
+    model = parallelize(Llama(LlamaConfig(**SHAPE)), mesh, **how)
+    step_of = Step(model, Recipe(3, {}, lr=3e-3, micro_batch=3, precision="bfloat16"))
+    for batch in TEXT[:6].unflatten(0, (3, 2)).flatten(1, 2):
+        losses.append(step_of(batch.chunk(2)[dist.get_rank()], 3e-3)[0])
+    dist.all_reduce(mean := torch.tensor(losses, dtype=torch.float64))
+    return mean / 2, {p.grad.dtype for p in model.parameters()}
+
+
+def test_compiled_in_bfloat16_and_micro_batches_at_once():
+    torch.manual_seed(0)
+    step_of = Step(Llama(LlamaConfig(**SHAPE)), Recipe(3, {}, lr=3e-3))
+    batches = TEXT[:6].unflatten(0, (3, 2)).flatten(1, 2)
+    wanted = torch.tensor([step_of(batch, 3e-3)[0] for batch in batches], dtype=torch.float64)
+    for losses, dtypes in spawn(everything_at_once, 2):
+        # 8 bits of each product's factors, over four products a block
+        torch.testing.assert_close(losses, wanted, rtol=2**-8, atol=0)
+        assert dtypes == {torch.float32}
+
+
 def test_blocks_are_checkpointed_and_compiled_as_told():
     ways = [{}, {"checkpointing": "full"}, {"checkpointing": "selective"}, {"compile": True}]
     plain, full, selective, compiled = spawn(dressed, 1, ways)[0]

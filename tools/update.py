@@ -26,13 +26,14 @@ def normal(name: str) -> str:
 
 
 def wanted(settings: Path) -> list[str]:
-    "The requirements of the package and of its extras, those for a GPU left out."
+    "The requirements of the package and of its extras; those for a GPU or a cluster left out."
     parser = ConfigParser(delimiters=["="], interpolation=None)
     parser.read(settings, encoding="utf-8")
     lists = {
         key: value.split() for key, value in parser["DEFAULT"].items() if "requirements" in key
     }
     lists.pop("gpu_requirements")
+    lists.pop("cluster_requirements")
     return sorted({item for items in lists.values() for item in items})
 
 

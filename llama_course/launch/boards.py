@@ -45,7 +45,7 @@ class WeightsAndBiases:
     "A run of Weights & Biases; project, entity and mode by its own variables (WANDB_...)."
 
     def __init__(self, folder: Path, first: int, settings: dict):
-        wandb: Any = need("wandb", "log")
+        wandb: Any = need("wandb", "cluster")
         self.run = wandb.init(
             id=_kept(folder / ".wandb_run"),
             name=folder.name,
@@ -66,7 +66,7 @@ class MLflow:
     "A run of MLflow; server and experiment by its own variables (MLFLOW_...)."
 
     def __init__(self, folder: Path, first: int, settings: dict):
-        mlflow: Any = need("mlflow", "log")
+        mlflow: Any = need("mlflow", "cluster")
         self.client = mlflow.MlflowClient()
         path = folder / ".mlflow_run"
         if path.exists():
