@@ -17,6 +17,7 @@ from llama_course.files.hugging_face import write_hugging_face
 from llama_course.files.load import load_tokenizer, read_checkpoint
 from llama_course.files.run import RunFolder
 from llama_course.files.tokenizer_out import PLAIN_TEMPLATE, write_tokenizer
+from llama_course.files.tokenizers import fit_vocabulary, save_tokenizer
 from llama_course.formats import DTYPES, tensor_shapes
 from llama_course.model import LlamaConfig
 from llama_course.support.disk import new_folder, write_json
@@ -96,11 +97,7 @@ def parcel_of(path: Path) -> Parcel:
     "The model at the path with its tokenizer. Raises `UserError` if they do not fit together."
     checkpoint, tokenizer, run = read_checkpoint(path), load_tokenizer(path), RunFolder(path)
     checkpoint.check()
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        raise UserError(
-            f"{tokenizer.path} has {tokenizer.vocab_size} tokens, the model only"
-            f" {checkpoint.config.vocab_size}: it is the tokenizer of another model."
-        )
+    fit_vocabulary(tokenizer, checkpoint.config.vocab_size, path)
     template = getattr(tokenizer, "chat_template", None)
     plain = run.exists and run.facts.template == "plain"
     return Parcel(path, checkpoint, tokenizer, PLAIN_TEMPLATE if plain else template)
@@ -124,8 +121,8 @@ def to_hugging_face_folder(parcel: Parcel, folder: Path, kind: str | None) -> No
     if parcel.tokenizer.bos_id >= 0:
         ids["bos_token_id"] = parcel.tokenizer.bos_id
     write_hugging_face(tensors, parcel.config, folder, dtype=dtype, **ids)
-    write_json(folder / "generation_config.json", ids)
     write_tokenizer(parcel.tokenizer, folder, parcel.template, parcel.config.max_seq_len)
+    write_json(folder / "generation_config.json", ids)
 
 
 def to_gguf(parcel: Parcel, folder: Path, kind: str | None) -> None:
@@ -157,8 +154,7 @@ def to_meta(parcel: Parcel, folder: Path, kind: str | None) -> None:
         state["output.weight"] = state["tok_embeddings.weight"].clone()
     write_json(folder / "params.json", params_of(parcel.config))
     torch.save(state, folder / "consolidated.00.pth")
-    content = parcel.tokenizer._model.serialized_model_proto()
-    (folder / "tokenizer.model").write_bytes(content)
+    save_tokenizer(parcel.tokenizer, folder)
 
 
 def params_of(
@@ -166,9 +162,15 @@ def params_of(
 ) -> dict[str, Any]:
     "The model's shape as params.json says it, in which F is a rule. Raises `UserError`."
     known = "dim n_layers n_heads n_kv_heads vocab_size norm_eps rope_theta".split()
-    kept = frozenset([*known, "hidden_dim", "max_seq_len", "tie_embeddings", "head_dim"])
-    check_fields(config, kept, "Meta's params.json")
-    params = {name: getattr(config, name) for name in known}
+    kept = {*known, "hidden_dim", "max_seq_len", "tie_embeddings", "head_dim"}
+    params: dict[str, Any] = {name: getattr(config, name) for name in known}
+    scaling = config.rope_scaling
+    if scaling and (scaling.kind, scaling.original_len, scaling.low_turns) == ("llama3", 8192, 1):
+        kept.add("rope_scaling")
+        params["use_scaled_rope"] = True
+        params["rope_scaling_factor"] = scaling.factor
+        params["rope_high_freq_factor"] = scaling.high_turns
+    check_fields(config, frozenset(kept), "Meta's params.json")
     if config.head_dim * config.n_heads != config.dim:  # type: ignore[operator]
         params["head_dim"] = config.head_dim
     F, whole = config.hidden_dim, int(8 * config.dim / 3)

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from llama_course.bpe import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from llama_course.files.gguf import gguf_name
 from llama_course.files.tokenizer_in import splitter
-from llama_course.files.tokenizer_out import sentencepiece_model
+from llama_course.files.tokenizer_out import added_tokens, sentencepiece_model
 from llama_course.files.tokenizers import ByteLevelTokenizer
 from llama_course.model import LlamaConfig
+from llama_course.rope import slowed
 from llama_course.support.errors import UserError
 from llama_course.support.optional import need
 from llama_course.tokenizer import Tokenizer
@@ -24,7 +26,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # general.f
 LARGEST_F16 = 65504
 WRITTEN = frozenset(
     "dim n_layers n_heads n_kv_heads vocab_size hidden_dim norm_eps rope_theta max_seq_len"
-    " tie_embeddings head_dim".split()
+    " tie_embeddings head_dim rope_scaling attention_bias mlp_bias".split()
 )
 
 
@@ -65,6 +67,11 @@ def write_gguf(
         name: gguf.GGMLQuantizationType[kind_of_tensor(name, shape, kind, config.tie_embeddings)]
         for name, shape in shapes.items()
     }
+    if (divisors := _add_scaling(writer, config)) is not None:
+        kind32 = gguf.GGMLQuantizationType.F32
+        writer.add_tensor_info(
+            "rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes, kind32
+        )
     for name, shape in shapes.items():
         numbers, size = gguf.GGML_QUANT_SIZES[kinds[name]]
         nbytes = math.prod(shape) // numbers * size
@@ -72,6 +79,8 @@ def write_gguf(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if divisors is not None:
+        writer.write_tensor_data(divisors)
     for name, form in kinds.items():
         values = np.ascontiguousarray(tensors[name].float().numpy())
         if form.name == "F16" and abs(values).max() > LARGEST_F16:
@@ -97,6 +106,33 @@ def _add_settings(writer: Any, config: LlamaConfig) -> None:
     writer.add_value_length(config.head_dim)
 
 
+def _add_scaling(
+    writer: Any, config: LlamaConfig
+) -> np.ndarray | None:  # (Q/2,), what each frequency is divided by; where that is how it is said
+    "How the angles are scaled. Raises `UserError` for a way that llama.cpp does not know."
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.kind == "llama3":
+        half = config.head_dim // 2  # type: ignore[operator]
+        frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        slow = slowed(frequency, scaling, config.rope_theta)
+        return (frequency / slow).float().numpy()
+    if scaling.kind == "dynamic":
+        return None  # up to the context that is written, nothing is scaled
+    writer.add_rope_scaling_type(need("gguf", "smollm").RopeScalingType(scaling.kind))
+    writer.add_rope_scaling_factor(scaling.factor)
+    if scaling.kind == "yarn":
+        if not scaling.whole_pairs:
+            raise UserError("yarn between two pairs cannot be said in GGUF: export to hf.")
+        writer.add_rope_scaling_orig_ctx_len(scaling.original_len)
+        writer.add_rope_scaling_yarn_beta_slow(scaling.low_turns)
+        writer.add_rope_scaling_yarn_beta_fast(scaling.high_turns)
+        usual = 0.1 * math.log(scaling.factor) + 1
+        writer.add_rope_scaling_attn_factors(scaling.magnitude / usual)
+    return None
+
+
 def check_fields(
     config: LlamaConfig,
     written: frozenset[str],  # fields that the form can say
@@ -114,33 +150,43 @@ def _add_tokenizer(
 ) -> None:
     "Pieces, types, control tokens, how a text begins; ids that no piece has are unused."
     if isinstance(tokenizer, Tokenizer):
-        tokens, types = _add_pieces(writer, tokenizer)
-        add_bos = True
+        tokens, types = _add_pieces(writer, tokenizer, size)
     else:
         tokens, types = _add_merges(writer, tokenizer)
-        add_bos = tokenizer.add_bos
     empty = range(len(tokens), size)
-    writer.add_token_list(tokens + [f"[PAD{i}]" for i in empty])
-    writer.add_token_types(types + [UNUSED for _ in empty])
+    writer.add_token_list((tokens + [f"[PAD{i}]" for i in empty])[:size])
+    writer.add_token_types((types + [UNUSED for _ in empty])[:size])
     if tokenizer.bos_id >= 0:
         writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_add_bos_token(add_bos)
+    others = [i for i in sorted(tokenizer.stop_ids) if i != tokenizer.eos_id]
+    for i, add in zip(others, (writer.add_eot_token_id, writer.add_eom_token_id)):
+        add(i)
+    writer.add_add_bos_token(getattr(tokenizer, "add_bos", True))
     writer.add_add_eos_token(False)
     if template:
         writer.add_chat_template(template)
 
 
-def _add_pieces(writer: Any, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
-    model = sentencepiece_model(tokenizer)
+def _add_pieces(
+    writer: Any, tokenizer: Tokenizer, size: int
+) -> tuple[list[str], list[int]]:  # tokens, types
+    model, added = sentencepiece_model(tokenizer), added_tokens(tokenizer)
     about = model.normalizer_spec
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_scores([piece.score for piece in model.pieces])
+    scores = [piece.score for piece in model.pieces]
+    writer.add_token_scores((scores + [0.0] * (size - len(scores)))[:size])
     writer.add_unk_token_id(model.trainer_spec.unk_id)
     writer.add_add_space_prefix(about.add_dummy_prefix)
     writer.add_remove_extra_whitespaces(about.remove_extra_whitespaces)
-    return [piece.piece for piece in model.pieces], [piece.type for piece in model.pieces]
+    tokens, types = [p.piece for p in model.pieces], [p.type for p in model.pieces]
+    for i, word, special in added:
+        if i != len(tokens):
+            raise UserError(f"{tokenizer.path}: {word!r} is token {i}, and no token is before it.")
+        tokens.append(word)
+        types.append(CONTROL if special else USER_DEFINED)
+    return tokens, types
 
 
 def _add_merges(writer: Any, tokenizer: ByteLevelTokenizer) -> tuple[list[str], list[int]]:

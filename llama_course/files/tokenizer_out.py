@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_course.bpe import BYTE, CONTROL, UNKNOWN
-from llama_course.files.tokenizers import ByteLevelTokenizer, save_tokenizer
+from llama_course.files.tokenizers import ByteLevelTokenizer, PieceTokenizer, save_tokenizer
 from llama_course.support.disk import atomic_write, read_json, write_json
 from llama_course.support.errors import UserError
 from llama_course.support.optional import need
@@ -42,6 +42,18 @@ def merges_of_pieces(
     return [(piece[:cut], piece[cut:]) for *_, piece, cut in sorted(found)]
 
 
+def added_tokens(
+    tokenizer: Tokenizer,
+) -> list[tuple[int, str, bool]]:  # id, word, whether it is a control token; by id
+    "The tokens that stand beside a SentencePiece model."
+    if not isinstance(tokenizer, PieceTokenizer):
+        return []
+    controls = {i: word for word, i in tokenizer.controls.items() if i >= tokenizer.pieces}
+    both = {i: (word, False) for word, i in tokenizer._words.items()}
+    both |= {i: (word, True) for i, word in controls.items()}
+    return [(i, *both[i]) for i in sorted(both)]
+
+
 def fast_tokenizer(
     tokenizer: Tokenizer,
 ) -> Any:  # a Tokenizer of the package `tokenizers`
@@ -65,13 +77,17 @@ def fast_tokenizer(
             byte_fallback=True,
         )
     )
-    words = [p.piece for p in pieces if p.type in (UNKNOWN, CONTROL)]
-    made.add_special_tokens(
-        [tokenizers.AddedToken(word, special=True, normalized=False) for word in words]
-    )
+    words = {p.piece: True for p in pieces if p.type in (UNKNOWN, CONTROL)}
+    words |= {word: special for _, word, special in added_tokens(tokenizer)}
+    for word, special in words.items():
+        token = tokenizers.AddedToken(word, special=special, normalized=False)
+        made.add_special_tokens([token]) if special else made.add_tokens([token])
     prefix = model.normalizer_spec.add_dummy_prefix
-    steps = [parts.Prepend(META)] * prefix + [parts.Replace(" ", META)]
-    made.normalizer = parts.Sequence(steps)
+    if prefix and not getattr(tokenizer, "_space_everywhere", True):
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(META, "first", split=False)
+    else:
+        steps = [parts.Prepend(META)] * prefix + [parts.Replace(" ", META)]
+        made.normalizer = parts.Sequence(steps)
     back = [decoders.Replace(META, " "), decoders.ByteFallback(), decoders.Fuse()]
     made.decoder = decoders.Sequence(back + [decoders.Strip(" ", 1, 0)] * prefix)
     return made
@@ -87,15 +103,16 @@ def write_tokenizer(
     tokenizers = need("tokenizers", "smollm")
     save_tokenizer(tokenizer, folder)
     path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    about: dict[str, Any] = read_json(settings) if settings.is_file() else {}
+    add_bos = getattr(tokenizer, "add_bos", True)
     if isinstance(tokenizer, Tokenizer):
-        made, add_bos = fast_tokenizer(tokenizer), True
+        made = fast_tokenizer(tokenizer)
         prefix = bool(sentencepiece_model(tokenizer).normalizer_spec.add_dummy_prefix)
         about["add_prefix_space"] = prefix  # read by llama.cpp's converter
         about["unk_token"] = about["pad_token"] = made.id_to_token(tokenizer._model.unk_id())
     else:
-        made, add_bos = tokenizers.Tokenizer.from_file(str(path)), tokenizer.add_bos
-        about |= read_json(settings) | {"pad_token": made.id_to_token(tokenizer.eos_id)}
+        made = tokenizers.Tokenizer.from_file(str(path))
+        about["pad_token"] = made.id_to_token(tokenizer.eos_id)
     bos, eos = made.id_to_token(tokenizer.bos_id), made.id_to_token(tokenizer.eos_id)
     if add_bos:
         made.post_processor = tokenizers.processors.TemplateProcessing(
@@ -104,6 +121,7 @@ def write_tokenizer(
             special_tokens=[(bos, tokenizer.bos_id)],
         )
     about |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
         "eos_token": eos,
         "add_bos_token": add_bos,

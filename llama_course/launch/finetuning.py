@@ -329,7 +329,8 @@ def report_of(out: Path, result: dict[str, Any]) -> str:
         for x in (result["first_loss"], result["last_loss"])
     )
     losses = f"loss {first} to {last} in {result['steps']:,} steps"
-    return f"{out} is done: {size}, {losses}.\nTry: llama-course chat --run {out}"
+    there = f"llama-course export {out} --to gguf --out {out}-gguf"  # llama.cpp, ollama
+    return f"{out} is done: {size}, {losses}.\nTry: llama-course chat --run {out}, or {there}"
 
 
 def finetune_on_ranks(options: Finetuning) -> None:
