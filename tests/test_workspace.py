@@ -12,7 +12,9 @@ import pytest
 
 from llama_course.classroom import check, progress
 from llama_course.classroom.exercise import load_exercises
-from llama_course.classroom.progress import PROGRESS
+from llama_course.classroom.places import open_place
+from llama_course.classroom.progress import PROGRESS, next_step
+from llama_course.classroom.submissions import find_students
 from llama_course.classroom.workspace import (
     NEW,
     RESTORED,
@@ -228,6 +230,28 @@ def test_the_commands(tmp_path):
     assert ran.returncode == 0 and "Next: " in ran.stdout, ran.stderr
     ran = run(tmp_path, "progress")
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "start" in ran.stderr
+
+
+def test_a_workspace_is_one_learners_work(course):
+    "Neither what was kept of older notebooks nor the first page is handed in."
+    begin(course)
+    solve(course / "my" / "08_norm.ipynb")
+    new_edition(course / "given" / "08_norm.ipynb")
+    begin(course)
+    found = find_students(open_place(course / "my"))
+    assert not found.is_class and sorted(
+        file.inner for student in found.students for file in student.files
+    ) == ["08_norm.ipynb", "10_rope.ipynb"]
+
+
+def test_the_next_step_says_how_long_it_takes(course):
+    given = course / "given" / "08_norm.ipynb"
+    text = read(given)
+    cell(text, "rms_norm_task")["source"] = "## 1.\n\n*About 7 minutes; hard.* Do it."
+    write(given, text)
+    begin(course)
+    standing = next(s for s in progress("my").standings if s.exercise.name == "rms_norm")
+    assert next_step(standing, course / "my").endswith("rebuild, hard, about 7 minutes.")
 
 
 def test_git_does_not_see_the_workspace():

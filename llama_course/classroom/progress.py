@@ -1,7 +1,9 @@
 "How far a learner is: one line in a local file for each `check`, and what comes next."
 
+import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -64,8 +66,8 @@ class Progress:
                     "name": standing.exercise.name,
                     "chapter": standing.exercise.chapter,
                     "kind": standing.exercise.kind,
-                    "minutes": standing.exercise.minutes,
-                    "difficulty": standing.exercise.difficulty,
+                    "minutes": (told := as_told(standing.exercise, self.folder))[0],
+                    "difficulty": told[1],
                     "points": standing.points,
                     "max_points": standing.exercise.max_points,
                     "attempts": standing.attempts,
@@ -91,7 +93,9 @@ class Progress:
             most = sum(s.exercise.max_points for s in standings)
             tries = sum(s.attempts for s in standings)
             rows.append(f"| [{chapter}]({chapter}.ipynb) | {marks} | {points}/{most} | {tries} |")
-        return "\n\n".join([self.in_one_line, next_step(self.following), "\n".join(rows)])
+        return "\n\n".join(
+            [self.in_one_line, next_step(self.following, self.folder), "\n".join(rows)]
+        )
 
     def as_text(self) -> str:
         "The same for a terminal."
@@ -106,7 +110,7 @@ class Progress:
                 most = s.exercise.max_points
                 lines.append(f"   {s.points:2}/{most}  {s.exercise.name:24} {state}")
         lines.append(self.in_one_line)
-        return "\n".join([*lines, plain_links(next_step(self.following))])
+        return "\n".join([*lines, plain_links(next_step(self.following, self.folder))])
 
     def __repr__(self) -> str:
         return self.as_text()
@@ -117,13 +121,33 @@ class Progress:
 
 def next_step(
     standing: Standing | None,  # None: all is done
+    folder: Path | None = None,  # the workspace, whose texts say how long it takes
 ) -> str:
     "A sentence that leads on."
     if standing is None:
         return "All exercises are passed. Next: `llama-course assemble`, a LLaMA of your parts."
-    exercise = standing.exercise
-    how = f"{HARD[exercise.difficulty]}, about {exercise.minutes} minutes"
-    return f"Next: [{exercise.name}]({standing.place}), {exercise.kind}, {how}."
+    minutes, level = as_told(standing.exercise, folder)
+    place = f"[{standing.exercise.name}]({standing.place})"
+    return f"Next: {place}, {standing.exercise.kind}, {level}, about {minutes} minutes."
+
+
+TOLD = re.compile(r"About (\d+) minutes?; (easy|medium|hard)")
+
+
+def as_told(
+    exercise: Exercise,
+    folder: Path | None,  # of exercises
+) -> tuple[int, str]:  # minutes; easy, medium or hard
+    "How long a task takes and how hard it is, as its text says; else as the judge has it."
+    told = exercise.minutes, HARD[exercise.difficulty]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        path = (folder or Path()) / f"{exercise.chapter}.ipynb"
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            marks = cell["metadata"].get("nbgrader", {}).get("grade_id") == f"{exercise.name}_task"
+            if marks and (found := TOLD.search(text)):
+                return int(found[1]), found[2]
+    return told
 
 
 def find_workspace(

@@ -17,6 +17,8 @@ from llama_course.classroom.places import (
     Place,
     Zip,
 )
+from llama_course.classroom.progress import PROGRESS
+from llama_course.classroom.workspace import FIRST_PAGE, OLDER
 from llama_course.support.errors import UserError
 
 # adamsanna_LATE_12345_678910_08_norm-1.ipynb: Canvas, with the number of a later try
@@ -70,6 +72,10 @@ def find_students(place: Place) -> Class:
     places = [entry.parts for entry in place.entries]
     entries = [(entry, parts) for entry, parts in zip(place.entries, places) if parts]
     folders = set(place.folders)
+    if any(parts == (PROGRESS,) for _, parts in entries):  # a learner's workspace
+        beside = {PROGRESS, FIRST_PAGE, OLDER}
+        entries = [(entry, parts) for entry, parts in entries if parts[0] not in beside]
+        folders -= beside
     submitted = place.path.name == "submitted"
     if "submitted" in folders:  # nbgrader's own folder of a course
         entries = [(entry, parts[1:]) for entry, parts in entries if parts[0] == "submitted"]
