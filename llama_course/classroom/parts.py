@@ -28,7 +28,7 @@ SLOTS = {  # part of the model -> the functions that can fill it, the best first
     "feed-forward": ("swiglu",),
     "RoPE": ("rope",),
     "attention": ("lean_attention", "tiled_attention"),
-    "cache": ("append",),
+    "cache": ("ragged_step",),
     "loss": ("cross_entropy",),
     "optimizer": ("adamw_step",),
     "schedule": ("cosine_lr", "learning_rate"),
@@ -173,7 +173,7 @@ def attention_of(
     config: LlamaConfig,
     rope: Callable | None,  # rope(x, positions, theta)
     within: Callable | None,  # attention(q, k, v, block)
-    append: Callable | None,  # append(keys, values, length, k, v)
+    one_more: Callable | None,  # ragged_step(q, keys, values, lengths, k, v)
 ) -> type[Attention]:
     "An attention of these functions; where there is none, the course's."
     groups, theta = config.n_heads // config.n_kv_heads, config.rope_theta
@@ -186,12 +186,15 @@ def attention_of(
         )
         return torch.cat(rows) if rows else rope(x, rotary[0], theta)
 
-    def remembered(cache: Any, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if append is None or not isinstance(cache.places, range):  # rows of different lengths
-            return cache.update(k, v)
-        keys, values, end = append(cache.keys, cache.values, cache.places.start, k, v)
-        cache.keys[:, :, :end], cache.values[:, :, :end] = keys, values
-        return keys, values
+    def one_token(q: Tensor, k: Tensor, v: Tensor, cache: Any) -> Tensor:  # (B, H, 1, Q)
+        "One more token in each row, by the learner's cache step."
+        at = cache.places
+        lengths = torch.full((len(q),), at.start) if isinstance(at, range) else at[:, 0]
+        given = (cache.keys, cache.values, lengths, k[:, :, 0], v[:, :, 0])
+        out, keys, values, _ = one_more(q[:, :, 0], *given)  # type: ignore[misc]
+        cache.keys.copy_(keys)
+        cache.values.copy_(values)
+        return out[:, :, None]
 
     class OwnAttention(Attention):
         def forward(
@@ -199,8 +202,10 @@ def attention_of(
         ) -> Tensor:
             q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
             q, k, v = (t.transpose(1, 2) for t in (turned(q, rotary), turned(k, rotary), v))
+            if cache is not None and one_more and q.size(2) == 1:
+                return self.wo(one_token(q, k, v, cache).transpose(1, 2).flatten(-2))
             if cache is not None:
-                k, v = remembered(cache, k, v)
+                k, v = cache.update(k, v)
             if within and mask is None and q.size(2) == k.size(2):
                 k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
                 out = within(q, k, v, TILE)
