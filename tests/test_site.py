@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import http.server
+import io
+import json
 import os
 import re
 import shutil
@@ -13,15 +15,19 @@ import sys
 import threading
 import time
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 import pytest
+from sphinx.util.inventory import InventoryFile
 
 ROOT = Path(__file__).resolve().parent.parent
 LECTURES = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-FOLDERS = ("nbs", "exercises")
+FOLDERS = ("nbs", "exercises", "docs")
 NOTEBOOKS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.ipynb"))]
+AXE = next(Path(find_spec("axe_playwright_python").origin).parent.rglob("axe.min.js"))
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
@@ -146,6 +152,23 @@ PROSE = """page => { const copy = page.cloneNode(true);
   copy.querySelectorAll("pre, code").forEach(part => part.remove()); return copy.textContent; }"""
 
 
+ALTS = "images => images.map(image => image.alt)"
+TOO_WIDE = """blocks => blocks.filter(block => block.scrollWidth > block.clientWidth + 60)
+  .map(block => block.innerText)"""
+
+
+def in_words(alt: str) -> bool:
+    "Whether a picture's alternative says something, and is no file's name."
+    return len(alt.split()) > 2 and not re.search(r"\.(png|svg)$", alt)
+
+
+def broken_rules(tab, part: str) -> list:
+    "What axe finds wrong in a part of the page."
+    tab.evaluate(AXE.read_text(encoding="utf-8"))
+    found = tab.evaluate("async part => (await axe.run(part, {preload: false})).violations", part)
+    return [(rule["id"], rule["nodes"][0]["html"][:200]) for rule in found]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=place)
 def test_a_page_shows_its_formulas_pictures_and_code(path, address, browser):
     with watched(browser, DESKTOP) as (tab, wrong):
@@ -160,6 +183,9 @@ def test_a_page_shows_its_formulas_pictures_and_code(path, address, browser):
             "images => images.map(image => image.naturalWidth)"
         )
         assert len(drawn) >= pictures(path) and all(drawn)
+        assert [alt for alt in article.locator("img").evaluate_all(ALTS) if not in_words(alt)] == []
+        assert article.locator("div.cell_input pre").evaluate_all(TOO_WIDE) == []
+        assert broken_rules(tab, "article.bd-article") == []
         cells = sum(cell.cell_type == "code" for cell in shown(path))
         assert (
             article.locator("div.highlight span[class]").count() > 0 or cells <= 1
@@ -176,9 +202,8 @@ def test_a_page_fits_a_phone(path, address, browser):
 
 
 def test_the_other_pages_open(site, address, browser):
-    others = {path.relative_to(site).as_posix() for path in site.rglob("*.html")} - set(
-        map(place, NOTEBOOKS)
-    )
+    others = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    others -= {*map(place, NOTEBOOKS), "404.html"}  # whose links begin at the site's own address
     with watched(browser, DESKTOP) as (tab, wrong):
         for name in sorted(name for name in others if not name.startswith("_static")):
             load(tab, f"{address}/{name}")
@@ -188,6 +213,7 @@ def test_the_other_pages_open(site, address, browser):
 def test_links_within_the_site_lead_somewhere(site):
     broken = []
     pages = [path for path in site.rglob("*.html") if "_static" not in path.parts]
+    pages.remove(site / "404.html")
     for page in pages:
         for link in re.findall(r'href="([^"#?:]+)[#?]?[^":]*"', page.read_text(encoding="utf-8")):
             target = (page.parent / link).resolve()
@@ -195,11 +221,92 @@ def test_links_within_the_site_lead_somewhere(site):
     assert broken == []
 
 
-def test_the_search_works_without_a_network(address, browser):
+SEARCHED = {  # a word, and the chapter that must come first
+    "bigram": "01", "perplexity": "01", "softmax": "01", "cross-entropy": "01",
+    "bits per byte": "01", "scaling law": "02", "mixture": "03", "deduplication": "04",
+    "MinHash": "05", "tokenizer": "06", "SentencePiece": "06", "BPE": "07", "RMSNorm": "08",
+    "pre-normalization": "08", "SwiGLU": "09", "RoPE": "10", "rotary": "10",
+    "FlashAttention": "11", "activation checkpointing": "13", "AdamW": "14", "warmup": "14",
+    "pretraining": "15", "gradient accumulation": "15", "all-reduce": "16", "FSDP": "17",
+    "tensor parallelism": "17", "checkpoint": "18", "MFU": "19", "KV cache": "21",
+    "temperature": "21", "continuous batching": "22", "GGUF": "23", "quantization": "24",
+    "pass@k": "26", "LoRA": "29",
+}  # fmt: skip
+
+
+def test_the_search_finds_the_chapter_first_and_shows_a_sentence(site, browser):
+    tab, missed = browser.new_context(viewport=DESKTOP).new_page(), []
+    for word, number in SEARCHED.items():  # from the disk: no server is needed
+        tab.goto(f"{site.as_uri()}/search.html?q={quote(word)}")
+        first = tab.locator("#search-results li").first
+        first.locator("p.context").wait_for(timeout=10_000)
+        found, said = first.locator("a").get_attribute("href"), first.locator("p.context")
+        if not found.startswith(f"nbs/{number}_") or not said.locator("mark").count():
+            missed.append((word, found, said.inner_text()))
+    tab.context.close()
+    assert missed == []
+
+
+def test_every_name_is_in_the_inventory_that_others_link_to(site):
+    content = (site / "objects.inv").read_bytes()
+    entries = InventoryFile.loads(content, uri="").data
+    assert "llama_course.norm.RMSNorm" in entries["py:class"]
+    assert "llama_course.rope.apply_rotary" in entries["py:function"]
+    assert "llama_course.data.TABLE_1" in entries["py:data"]
+    assert "llama_course.model.Llama.save" in entries["py:method"]  # written in a later cell
+    index = (site / "genindex.html").read_text(encoding="utf-8")
+    assert len(re.findall(r'href="api/', index)) > 500
+    page = (site / "api/norm.html").read_text(encoding="utf-8")
+    assert "../nbs/08_norm.html#" in page and "/blob/main/llama_course/norm.py#L" in page
+
+
+def test_a_name_in_prose_leads_to_its_definition_and_a_term_to_the_glossary(site):
+    page = (site / "nbs/12_model.html").read_text(encoding="utf-8")
+    assert re.search(r'href="\.\./api/model\.html#llama_course\.model\.Parts', page)
+    assert re.search(r'href="\.\./docs/glossary\.html#term-', page)
+    assert "<h1>12. The model<a" in page
+    norm = (site / "nbs/08_norm.html").read_text(encoding="utf-8")
+    assert 'href="../docs/references.html#zhang2019"' in norm
+
+
+def test_the_site_says_what_it_is_to_machines(site):
+    assert (site / ".nojekyll").exists() and (site / "404.html").exists()
+    places = (site / "sitemap.xml").read_text(encoding="utf-8")
+    assert "/llama_course/nbs/08_norm.html" in places
+    page = (site / "nbs/08_norm.html").read_text(encoding="utf-8")
+    for mark in ('name="description"', 'property="og:image"', 'property="og:description"'):
+        assert mark in page
+    for link in ("colab.research.google.com/github/", "mybinder.org/v2/", "/edit/main/nbs/08_norm"):
+        assert link in page
+    assert "MathJax" not in (site / "parts/data.html").read_text(encoding="utf-8")
+    copy = json.loads((site / "_sources/nbs/08_norm.ipynb").read_text(encoding="utf-8"))
+    assert copy == json.loads((ROOT / "nbs/08_norm.ipynb").read_text(encoding="utf-8"))
+
+
+def test_solutions_and_judges_are_not_on_the_site(site):
+    names = [path.relative_to(site).as_posix() for path in site.rglob("*.html")]
+    assert not [name for name in names if "solution" in name or "judges" in name]
+
+
+@pytest.mark.parametrize("name", ["index", "nbs/08_norm", "api/norm", "search", "docs/glossary"])
+def test_a_whole_page_breaks_no_rule_of_access(name, address, browser):
     with watched(browser, DESKTOP) as (tab, wrong):
-        tab.goto(f"{address}/search.html?q=notebook")
-        tab.locator("#search-results li a").first.wait_for(timeout=10_000)
+        load(tab, f"{address}/{name}.html")
+        assert broken_rules(tab, "body") == []
     assert wrong == []
+
+
+def test_the_claims_are_the_same_in_both_languages_and_computed():
+    pages = [nbformat.read(ROOT / f"docs/{name}.ipynb", 4) for name in ("claims", "claims_pl")]
+    english, polish = ([c for c in page.cells if c.cell_type == "code"] for page in pages)
+    assert [(c.source, c.outputs) for c in english] == [(c.source, c.outputs) for c in polish]
+    headings = [re.findall(r"^## \d+", "\n".join(c.source for c in p.cells), re.M) for p in pages]
+    assert headings[0] == headings[1] and len(headings[0]) == 20
+    names: dict = {}
+    for cell in english:
+        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.chdir(ROOT / "docs"):
+            exec(cell.source, names)
+        assert said.getvalue() == "".join(out.get("text", "") for out in cell.outputs)
 
 
 def free_port() -> int:
