@@ -20,11 +20,12 @@ from training_run import Letters
 from llama_course.data import Document
 from llama_course.fault_tolerance import check_finite, read_table
 from llama_course.files.load import load
+from llama_course.files.plan import RunPlan, write_plan
 from llama_course.files.run import RunFolder
 from llama_course.launch import pretrain
 from llama_course.launch import run as launch
 from llama_course.launch.log import Metrics, gpu_called
-from llama_course.launch.pretrain import open_data
+from llama_course.launch.pretrain import open_data, plan_words
 from llama_course.launch.run import train_in_folder
 from llama_course.model import Llama, LlamaConfig
 from llama_course.planner import GPUS
@@ -351,6 +352,38 @@ def test_what_the_trainer_leaves_is_read_by_everything(tmp_path):
     before = (run.path / "model.safetensors").stat().st_mtime_ns
     assert finish(1, again)[0] == 0
     assert (run.path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_damaged_shard_is_found_before_a_run_begins(data, tmp_path):
+    "Once, by one of the ranks; and the shard that data.json names is the one that is read."
+    shutil.copytree(data, tmp_path / "data")
+    shard = tmp_path / "data" / "b.tokens"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    status, err = finish(1, command(tmp_path / "data", tmp_path / "run"))
+    assert status == 2 and "b.tokens is damaged" in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run" / "run.json").exists()
+    prep = tmp_path / "prep"
+    (prep / "tokens").mkdir(parents=True)
+    shutil.copy(data / "a.tokens", prep / "tokens" / "a.train.tokens")
+    about = {"proportion": 1.0, "shards": {"tokens/a.train.tokens": {"sha256": "0" * 64}}}
+    (prep / "begun.json").write_text("{}")
+    (prep / "data.json").write_text(json.dumps({"sources": {"a": about}}))
+    with pytest.raises(UserError, match="is not the shard that .*data.json names"):
+        open_data(prep)
+
+
+def test_a_plan_for_other_ranks_or_tokens_is_refused(data, tmp_path):
+    shape = LlamaConfig(64, 1, 2, vocab_size=64)
+    plan = RunPlan(shape, 2, 2, 1, True, 1, 1, 32, "none", 4)
+    write_plan(plan, tmp_path / "plan.json")
+    words = ["--data", data, "--run-folder", tmp_path / "run", "--plan", tmp_path / "plan.json"]
+    for more, text in (
+        ([], "is for 2 ranks, and here are 1: plan again with --gpus 1"),
+        (["--model", "demo"], "--model and --plan do not go together"),
+    ):
+        status, err = finish(1, ["-m", "llama_course.launch", *map(str, [*words, *more])])
+        assert status == 2 and text in err and len(err.strip().splitlines()) == 1
+    assert plan_words(plan)[:4] == ["--steps", "4", "--batch-size", "2"]
 
 
 def test_two_jobs_in_one_folder_are_refused(data, tmp_path):

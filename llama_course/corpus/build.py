@@ -153,7 +153,10 @@ def verify_corpus(
     about = prepared(folder)
     if about is None:
         raise UserError(f"{folder} was not made by `llama-course data`: choose its folder.")
-    files = {f: s for source in about["sources"].values() for f, s in source["shards"].items()}
+    named = [source.get("shards", {}) for source in about["sources"].values()]
+    files = {file: shard for source in named for file, shard in source.items()}
+    if not files:
+        raise UserError(f"{folder} has no shards that its data.json names: nothing to verify.")
     shards = {file: Shard(Path(folder) / file) for file in files}
     size = sum(shard.path.stat().st_size for shard in shards.values())
     with tqdm(total=size, unit="B", unit_scale=True, desc="verifying", disable=None) as bar:

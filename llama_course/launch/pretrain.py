@@ -128,14 +128,14 @@ def _check_named(root: Path, about: dict, shards: dict[str, Shard]) -> None:
 
 def verify_shards(shards: list[Shard], ranks: Ranks) -> None:
     "Each shard is read by one rank; `UserError` on all ranks if one is damaged."
+    # a group of its own, whose patience is that of a disk
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     wrong = ""
     try:
         for shard in shards[dist.get_rank() :: dist.get_world_size()]:
             shard.verify()
     except UserError as error:
         wrong = str(error)
-    # a group of its own, whose patience is that of a disk
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     found = [wrong] * ranks.world
     dist.all_gather_object(found, wrong, group=group)
     if first := next(filter(None, found), ""):
