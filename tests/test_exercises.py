@@ -117,7 +117,7 @@ def test_an_answer_in_other_words_is_named_too():
         return checkpoint(EXERCISES["rms_norm"].rights[0], x, weight, eps, use_reentrant=False)
 
     report = check(lean_rms_norm)
-    assert report.points == 6 and "saved_bytes" in report.messages[0]
+    assert report.points == 4 and "saved_bytes" in report.messages[0]
 
 
 def test_no_mistake_is_named_where_none_fits():
@@ -325,12 +325,12 @@ def test_messages_of_check():
     assert "TypeError" in check(rms_norm).messages[0]
 
     def rms_norm(x, weight, eps):
-        return F.rms_norm(x.mul_(1.5), x.shape[-1:], weight, eps)
+        return EXERCISES["rms_norm"].rights[0](x.mul_(1.5), weight, eps)
 
     assert "changes its argument `x` in place" in check(rms_norm).messages[0]
 
     def rms_norm(x, weight, eps):
-        return F.rms_norm(x.detach(), x.shape[-1:], weight, eps)
+        return EXERCISES["rms_norm"].rights[0](x.detach(), weight, eps)
 
     assert "no gradient reaches `x`" in check(rms_norm).messages[0]
 
@@ -490,3 +490,8 @@ def test_each_mistake_fails_at_its_look(softmax):
 
 def test_a_number_that_no_float_holds_is_a_misfit():
     assert "came back, 0.5 is expected" in misfit(10**400, 0.5)
+
+
+def test_infinity_is_only_infinity():
+    assert misfit(3.0, float("inf")) and misfit(-float("inf"), float("inf"))
+    assert misfit(float("inf"), 3.0) and not misfit(float("inf"), float("inf"))

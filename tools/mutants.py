@@ -184,7 +184,9 @@ def mutants(solution: str) -> list[Mutant]:
                 source = ast.unparse(ast.fix_missing_locations(changed))
                 compile(source, "mutant", "exec")
                 pairs = zip(lines, source.splitlines())
-                was, now = next(((a, b) for a, b in pairs if a != b), (lines[-1], "pass"))
+                if source.splitlines() == lines:
+                    continue
+                was, now = next(((a, b) for a, b in pairs if a != b), (lines[-1], "(left out)"))
                 found.setdefault(f"{was.strip()}  ->  {now.strip()}", source)
     return [Mutant(change, source) for change, source in found.items()]
 

@@ -139,8 +139,8 @@ def _list_misfit(
 
 def _close(got: float, want: float, relative: float) -> bool:
     try:
-        both_nan = got != got and want != want
-        return both_nan or abs(got - want) <= relative * abs(want)
+        same = got == want or (got != got and want != want)
+        return same or abs(got - want) <= relative * abs(want) < float("inf")
     except OverflowError:  # an integer that no float can hold
         return False
 

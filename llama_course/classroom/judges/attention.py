@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llama_course.attention import blockwise_attention, causal_attention
 from llama_course.classroom.exercise import Exercise
+from llama_course.classroom.shortcuts import refusing
 
 
 def _peakedness(p, grad) -> float:
@@ -24,6 +25,7 @@ softmax_backward = Exercise(
     difficulty=2,
     factor=16.0,
     condition=_peakedness,
+    call=refusing("softmax_backward_data"),
     points={"values": 5, "invariant": 3, "ledger": 2},
     hints=(
         "Every score moves every weight of its row: raising one lowers all others. Which "
@@ -74,12 +76,6 @@ def with_einsum(p, grad):
     q, g = (t if t.dtype == torch.float64 else t.float() for t in (p, grad))
     mean = torch.einsum("...s,...s->...", q, g)
     return (q * g - q * mean[..., None]).type_as(p)
-
-
-@softmax_backward.right
-def by_torch_itself(p, grad):
-    wide = p.float() if p.itemsize < 4 else p
-    return torch._softmax_backward_data(grad.to(wide.dtype), wide, -1, wide.dtype).to(p.dtype)
 
 
 @softmax_backward.invariant(
@@ -272,6 +268,27 @@ def with_the_maximum_taken_out(out1, lse1, out2, lse2):
     return out, m + total.log()
 
 
+@merge_attention.right
+def with_one_share_and_the_rest(out1, lse1, out2, lse2):
+    share = (lse1 - lse2).sigmoid()[..., None]
+    return share * out1 + (1 - share) * out2, torch.logaddexp(lse1, lse2)
+
+
+@merge_attention.right
+def with_a_step_towards_the_second(out1, lse1, out2, lse2):
+    lse = torch.logaddexp(lse1, lse2)
+    return out1 + (lse2 - lse).exp()[..., None] * (out2 - out1), lse
+
+
+@merge_attention.cancels
+def sizes_of_what_cancels(cotangent, out1, lse1, out2, lse2):
+    "One minus a share is as good as the share, and a step from out1 to out2 as their average."
+    of_out, of_lse = (t.abs() for t in cotangent)
+    both = out1.abs() + out2.abs()
+    of_shares = (of_out * both).sum(-1) + of_lse
+    return (both, None), [of_out, of_shares, of_out, of_shares]
+
+
 def _some_parts(seed: int, sizes=(3, 5, 4)):
     "The same queries over pieces of a text, and over all of it: pairs (out, lse)."
     random = torch.Generator().manual_seed(seed)
@@ -409,6 +426,11 @@ def tile_flops(q: Tensor, k: Tensor, block: int, products: int = 2) -> int:
     return 2 * products * Q * q[:, :, 0, 0].numel() * sum(n * m for n, m in sizes)
 
 
+def _height(q, k, v, block) -> float:
+    "The higher the scores, the more their rounding moves the weights."
+    return max(1.0, (q.double() @ k.double().mT).abs().max().item() / 16)
+
+
 tiled_attention = Exercise(
     "tiled_attention",
     chapter="11_attention",
@@ -416,7 +438,8 @@ tiled_attention = Exercise(
     minutes=40,
     difficulty=3,
     factor=32.0,
-    points={"values": 3, "invariant": 2, "ledger": 5},
+    condition=_height,
+    points={"values": 2, "invariant": 1, "ledger": 7},
     hints=(
         "Two loops: over blocks of queries, and for each over blocks of keys. What does a "
         "block of queries start with? An output of zeros with a log-sum-exp of -inf is a part"
@@ -440,10 +463,14 @@ def cases_of_tiled_attention(seed):
         (torch.float32, (2, 1, 12, 12), 2, 4),
         (torch.float64, (1, 2, 8, 8), 4, 3),
         (torch.float32, (1, 1, 3, 9), 4, 2),
+        (torch.float32, (1, 1, 3, 8), 4, 2),  # the last keys of a tile belong to its last query
+        (torch.float32, (1, 1, 5, 5), 4, 3),
     ):
         q, k, v = (
             torch.randn(B, H, n, Q, generator=random, dtype=torch.float64) for n in (T, S, S)
         )
+        if T == 5:
+            q[..., 0], k[..., 0] = 10, 30  # all scores about 300: exp alone is infinite
         yield *((2 * q).to(dtype), k.to(dtype), v.to(dtype)), block
 
 
@@ -587,6 +614,33 @@ def no_mask_on_the_diagonal(q, k, v, block):
     return _walk(q, k, v, block, masked=False)
 
 
+def _by_sums(q, k, v, block):
+    "Sums of exponentials without a maximum, tile by tile."
+    (T, Q), S, outs = q.shape[2:], k.shape[2], []
+    for i in range(0, T, block):
+        rows, total, mean = q[:, :, i : i + block], 0, 0
+        for j in range(0, S - T + i + rows.shape[2], block):
+            scores = rows @ k[:, :, j : j + block].mT / Q**0.5
+            n, m = scores.shape[-2:]
+            later = torch.arange(j, j + m) > torch.arange(n)[:, None] + S - T + i
+            weights = scores.exp().masked_fill(later, 0)
+            total, mean = total + weights.sum(-1, True), mean + weights @ v[:, :, j : j + block]
+        outs.append(mean / total)
+    return torch.cat(outs, 2)
+
+
+@tiled_attention.mistake("exp without a maximum", hint=1)
+def exp_without_a_maximum_in_tiled_attention(q, k, v, block):
+    "exp of a score above 88 is infinite: subtract the largest so far, or merge by log-sum-exps."
+    return _by_sums(q, k, v, block)
+
+
+@tiled_attention.mistake("the last queries of a tile lose a key", hint=2)
+def the_last_queries_of_a_tile_lose_a_key(q, k, v, block):
+    "The walk ends with the last query of the block, not with its first."
+    return _walk(q, k, v, block, stop=lambda i, T, S: S - T + i + 1)
+
+
 @tiled_attention.mistake("tiles are added, not merged", hint=1)
 def tiles_are_added_not_merged(q, k, v, block):
     "Each tile's output is an average of its own: merge it by the log-sum-exps, do not add."
@@ -616,7 +670,8 @@ lean_attention = Exercise(
     difficulty=3,
     wrt=("v",),
     factor=64.0,
-    points={"values": 2, "gradients": 1, "invariant": 2, "ledger": 5},
+    condition=_height,
+    points={"values": 2, "gradients": 1, "invariant": 1, "ledger": 6},
     hints=(
         "Take one tile as large as the text: the values are right. Take smaller ones and "
         "large scores: they are not. What happens to the output so far when a larger maximum "
@@ -636,8 +691,11 @@ def cases_of_lean_attention(seed):
     for dtype, shape, block, size in (
         (torch.float64, (1, 2, 6, 4), 3, 1.0),
         (torch.float32, (2, 1, 7, 6), 4, 4.0),
+        (torch.float32, (1, 1, 5, 4), 2, 1.0),
     ):
         q, k, v = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(3))
+        if shape[2] == 5:
+            q[..., 0], k[..., 0] = 10, 30  # all scores about 150: exp alone is infinite
         yield (size * q).to(dtype), k.to(dtype), v.to(dtype), block
 
 
@@ -782,6 +840,12 @@ def the_code_as_it_was_given(q, k, v, block):
     """The output so far is not shrunk when the maximum climbs; and that is the first of four
     mistakes."""
     return _lean("output", "mean", "keep", "masked")(q, k, v, block)
+
+
+@lean_attention.mistake("exp without a maximum", hint=1)
+def exp_without_a_maximum_in_lean_attention(q, k, v, block):
+    "exp of a score above 88 is infinite: subtract the largest so far."
+    return _by_sums(q, k, v, block)
 
 
 @lean_attention.mistake("the sum is not shrunk", hint=1)

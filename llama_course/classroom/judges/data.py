@@ -67,6 +67,7 @@ def cases_of_unseen_paragraphs(seed):
         [
             *["\n".join(fill(line) for line in TEMPLATES)] * 2,
             "",
+            "C jobs\nC++ jobs\n5 €\n5 $\n5\n_\n`a`\na\n2²\n2\nx³",
             "Année 1999\nannee 2001\nANNÉE 99",
         ],
     )
@@ -108,9 +109,8 @@ def by_first_places(pages):
         text = re.sub(
             r"\d", "0", unicodedata.normalize("NFKD" if line.isascii() else "NFD", line).lower()
         )
-        return re.sub(
-            r"_|[^\w\s]", "", "".join(c for c in text if not unicodedata.combining(c))
-        ).strip()
+        kinds = ((c, unicodedata.category(c)) for c in text)
+        return "".join(c for c, kind in kinds if kind != "Mn" and not kind.startswith("P")).strip()
 
     first = {}
     for p, page in enumerate(pages):
@@ -163,6 +163,13 @@ def only_ascii_punctuation(pages):
     return _unseen(
         pages, fold=lambda line: _folded(line, keep=lambda c: c not in string.punctuation)
     )
+
+
+@unseen_paragraphs.mistake("symbols are removed", hint=2)
+def symbols_are_removed(pages):
+    "€ and + are symbols, not punctuation: C++ is not C."
+    kept = lambda line: re.sub(r"[^\w\s]|_", "", _folded(line))
+    return _unseen(pages, fold=lambda line: kept(line).strip())
 
 
 @unseen_paragraphs.mistake("digits are removed", hint=2)

@@ -14,11 +14,6 @@ def _weights(draw, dim, inside, *extra):
     return [torch.randn(shape, generator=draw) / shape[1] ** 0.5 for shape in shapes]
 
 
-def _wide_enough(x, *rest) -> float:
-    "Terms of both signs are added, and silu has a flat place: what is left may be small."
-    return 1.0 if x.itemsize < 4 else 100.0
-
-
 swiglu = Exercise(
     "swiglu",
     chapter="09_feedforward",
@@ -26,8 +21,7 @@ swiglu = Exercise(
     minutes=15,
     difficulty=1,
     wrt=("x", "w1", "w2", "w3"),
-    factor=16.0,
-    condition=_wide_enough,
+    factor=32.0,
     call=refusing("silu", "glu", "hardswish", "mish"),
     points={"values": 4, "gradients": 3, "invariant": 2, "ledger": 1},
     hints=(
@@ -182,8 +176,7 @@ chunked_swiglu = Exercise(
     minutes=25,
     difficulty=2,
     wrt=("x", "w1", "w2", "w3"),
-    factor=16.0,
-    condition=_wide_enough,
+    factor=32.0,
     points={"values": 2, "gradients": 2, "ledger": 6},
     hints=(
         "The tokens do not see each other here, so they can go through the layer in groups: "
@@ -325,8 +318,7 @@ fused_feed_forward = Exercise(
     minutes=15,
     difficulty=2,
     wrt=("x", "w13", "w2"),
-    factor=16.0,
-    condition=_wide_enough,
+    factor=32.0,
     points={"values": 6, "gradients": 1, "invariant": 3},
     hints=(
         "Take D = 6 and F = 24, then F = 16, as LLaMA has it. The first runs by accident.",

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llama_course.classroom.exercise import Exercise
+from llama_course.classroom.shortcuts import refusing
 
 
 def norm_cases(seed: int):
@@ -19,6 +20,7 @@ def norm_cases(seed: int):
         (torch.bfloat16, 2.0, (2, 6, 32), 1e-5),
         (torch.float16, 300.0, (4, 4, 32), 1e-5),
         (torch.float16, 0.02, (6, 48), 1e-6),
+        (torch.float32, 2.0, (12,), 1e-5),  # a single vector
     ):
         spread = 10 ** (3 * torch.rand(*shape[:-1], 1, generator=random) - 3)
         x = size * spread * (0.5 + torch.randn(shape, generator=random))
@@ -35,6 +37,7 @@ rms_norm = Exercise(
     minutes=15,
     difficulty=1,
     wrt=("x", "weight"),
+    call=refusing("rms_norm", "fused_rms_norm"),
     points={"values": 4, "gradients": 2, "invariant": 2, "ledger": 2},
     hints=(
         "Three steps: the mean of the squares of each row, one number that scales the row, "
@@ -70,11 +73,6 @@ def with_vector_norm(x, weight, eps):
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     root = (length**2 / x.shape[-1] + eps) ** 0.5
     return (wide / root * weight).to(x.dtype)
-
-
-@rms_norm.right
-def by_torch_itself(x, weight, eps):
-    return F.rms_norm(x, (len(weight),), weight, eps)
 
 
 @rms_norm.invariant("how x lies in memory does not matter: a transposed x gives the same rows")
@@ -119,7 +117,7 @@ def _scaled(x, weight, eps, mean):
 @rms_norm.mistake("eps is left out", hint=2)
 def eps_is_left_out(x, weight, eps):
     "Without eps a row of zeros becomes 0/0, and small rows come out too large."
-    return reference(x, weight, 0.0)
+    return with_rsqrt(x, weight, 0.0)
 
 
 @rms_norm.mistake("eps outside the root", hint=2)
@@ -163,13 +161,13 @@ def the_mean_over_the_first_axis(x, weight, eps):
 @rms_norm.mistake("the gain is forgotten", hint=1)
 def the_gain_is_forgotten(x, weight, eps):
     "The result is not multiplied by weight."
-    return reference(x, torch.ones_like(weight), eps)
+    return with_rsqrt(x, torch.ones_like(weight), eps)
 
 
 @rms_norm.mistake("one plus the gain", hint=1)
 def one_plus_the_gain(x, weight, eps):
     "Some models store the gain as its difference from one; LLaMA stores the gain itself."
-    return reference(x, 1 + weight, eps)
+    return with_rsqrt(x, 1 + weight, eps)
 
 
 @rms_norm.mistake("squares in 16 bits", hint=3)
@@ -189,7 +187,7 @@ def the_result_stays_float32(x, weight, eps):
 @rms_norm.mistake("x is changed in place", hint=4)
 def x_is_changed_in_place(x, weight, eps):
     "x.mul_() and x *= write into the caller's tensor, which the residual stream still needs."
-    return x.copy_(reference(x, weight, eps))
+    return x.copy_(with_rsqrt(x, weight, eps))
 
 
 @rms_norm.mistake("the scale is cut off from the graph", hint=1)
@@ -202,7 +200,7 @@ def the_scale_is_cut_off_from_the_graph(x, weight, eps):
 @rms_norm.mistake("view() of an x that may be transposed", hint=4)
 def view_of_an_x_that_may_be_transposed(x, weight, eps):
     "x.view(-1, D) fails when x is not contiguous; work on the last dimension, or use reshape."
-    return reference(x.view(-1, x.shape[-1]), weight, eps).view(x.shape)
+    return with_rsqrt(x.view(-1, x.shape[-1]), weight, eps).view(x.shape)
 
 
 @rms_norm.mistake("everything in float64", hint=4)
@@ -216,7 +214,13 @@ def everything_in_float64(x, weight, eps):
 @rms_norm.mistake("the gain as a diagonal matrix", hint=4)
 def the_gain_as_a_diagonal_matrix(x, weight, eps):
     "A product with a D×D matrix costs D times as much as a product of elements."
-    return reference(x, torch.ones_like(weight), eps) @ torch.diag(weight)
+    return with_rsqrt(x, torch.ones_like(weight), eps) @ torch.diag(weight)
+
+
+@rms_norm.mistake("the library's own norm", hint=1)
+def the_librarys_own_norm(x, weight, eps):
+    "F.rms_norm and nn.RMSNorm are what this task builds."
+    return F.rms_norm(x, (len(weight),), weight, eps)
 
 
 lean_rms_norm = Exercise(
@@ -226,7 +230,7 @@ lean_rms_norm = Exercise(
     minutes=45,
     difficulty=3,
     wrt=("x", "weight"),
-    points={"values": 1, "gradients": 4, "invariant": 1, "ledger": 4},
+    points={"values": 1, "gradients": 2, "invariant": 1, "ledger": 6},
     hints=(
         "A torch.autograd.Function has two static methods, forward(ctx, x, weight, eps) and "
         "backward(ctx, grad). What backward needs goes through ctx.save_for_backward; it "
@@ -282,7 +286,7 @@ def _lean(gradients, keep=lambda ctx, wide, r: None, upcast=True):
 
 
 def _over_rows(t: Tensor) -> Tensor:
-    return t.flatten(0, -2).sum(0)
+    return t.reshape(-1, t.shape[-1]).sum(0)
 
 
 def _right_gradients(x, weight, r, g, eps):
@@ -373,7 +377,7 @@ def the_gradient_of_weight_is_averaged(x, weight, eps):
     "All rows share the weight, so their gradients are added, not averaged."
 
     def gradients(x, w, r, g, eps):
-        return _right_gradients(x, w, r, g, eps)[0], (g * x * r).flatten(0, -2).mean(0)
+        return _right_gradients(x, w, r, g, eps)[0], (g * x * r).reshape(-1, x.shape[-1]).mean(0)
 
     return _lean(gradients)(x, weight, eps)
 

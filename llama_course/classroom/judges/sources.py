@@ -183,7 +183,7 @@ candidate_pairs = Exercise(
     minutes=25,
     difficulty=2,
     call=with_looks,
-    points={"values": 5, "invariant": 5},
+    points={"values": 4, "invariant": 6},
     hints=(
         "A band is a slice of the signature. Two documents meet if the whole slice is equal: so "
         "let the slice be the key of a dictionary.",

@@ -7,6 +7,7 @@ import re
 
 from llama_course.bpe import merge
 from llama_course.classroom.exercise import Exercise
+from llama_course.classroom.own_work import without_calling
 
 
 def merge_cases(seed: int):
@@ -32,11 +33,13 @@ def merge_cases(seed: int):
         if shuffled:
             chance.shuffle(ranks)
         yield chance.choices(letters, k=length), dict(zip(pieces, ranks))
+    yield list("abab"), {"ab": 2**70, "ba": 2**80}  # numbers may be as large as they like
     yield list("abcddddabc"), {"bc": 0, "ab": 1, "dddd": 2}  # a piece that no merges lead to
 
 
 merge_pieces = Exercise(
     "merge_pieces",
+    call=without_calling(merge),
     chapter="06_tokenizer",
     kind="rebuild",
     minutes=15,
@@ -67,7 +70,9 @@ def by_the_rule(symbols, rank):
     return pieces
 
 
-merge_pieces.right(merge)
+@merge_pieces.right
+def round_by_round(symbols, rank):
+    return by_the_rule(symbols, rank)
 
 
 @merge_pieces.right
@@ -259,7 +264,7 @@ linear_merge = Exercise(
     minutes=40,
     difficulty=3,
     call=with_count,
-    points={"values": 5, "invariant": 5},
+    points={"values": 4, "invariant": 6},
     hints=(
         "A merge changes only its neighbourhood: two pairs vanish, two new ones appear. Which"
         " structure hands out the best of many, and takes new ones at any time?",
@@ -434,6 +439,8 @@ def cases_of_decode_bytes(seed):
     yield (["<0xF0>", "<0x9F>", "a", "<0xA6>", "<0x99>"],)  # a llama that is interrupted
     yield (["<0xE5>", "<0xAD>", "<0x97>", "<0xE5>", "<0xAD>"],)  # the last character lacks a byte
     yield (["<0xC5>", "<0xC5>", "<0xBC>", "<0xFF>"],)
+    yield (["▁hello", "string", "ab"],)
+    yield (["<0x", "<0xC5", "<0xC5>a", "a<0x41>", "<0xZZ>", "<0x+5>", "<0x4>"],)
     yield ([],)
     pieces = [
         "▁",
@@ -474,7 +481,7 @@ def _decode(
     "The text of the pieces; each switch breaks it at one place."
     text, data = "", b""
     for piece in pieces:
-        if re.fullmatch("<0x..>", piece):
+        if re.fullmatch("<0x[0-9A-F]{2}>", piece):
             data += bytes([number(piece[3:5])])
         else:
             text, data = text + decode(data) + piece.replace("▁", space), b""
@@ -485,8 +492,9 @@ def _decode(
 def byte_by_byte(pieces):
     text, data = [], bytearray()
     for piece in [*pieces, ""]:
-        if len(piece) == 6 and piece.startswith("<0x"):
-            data.append(int(piece[3:5], 16))
+        digits = piece[3:5]
+        if piece == f"<0x{digits}>" and len(digits) == 2 and set(digits) <= set("0123456789ABCDEF"):
+            data.append(int(digits, 16))
         else:
             text.append(_strictly(bytes(data)))
             text.append(piece.replace("▁", " "))
@@ -508,6 +516,34 @@ def with_surrogates(pieces):
 def a_text_in_bytes_alone_comes_back(seen):
     text = "Zażółć gęślą jaźń 🦙 ▁"
     return seen([f"<0x{byte:02X}>" for byte in text.encode()]).value == text
+
+
+def _decode_if(is_byte):
+    "The right answer with another idea of what a byte piece is."
+
+    def answer(pieces):
+        marked = [p if is_byte(p) else "\0" + p for p in pieces]
+        text, data = "", b""
+        for piece in [*marked, "\0"]:
+            if piece.startswith("\0"):
+                text, data = text + _strictly(data) + piece[1:].replace("▁", " "), b""
+            else:
+                data += bytes([int(piece[3:5], 16)])
+        return text
+
+    return answer
+
+
+@decode_bytes.mistake("any piece that begins with <0x", hint=2)
+def any_piece_that_begins_with_0x(pieces):
+    "A piece is a byte if it is <0x, two hexadecimal digits, >, and nothing more."
+    return _decode_if(lambda piece: piece.startswith("<0x"))(pieces)
+
+
+@decode_bytes.mistake("any piece of six characters", hint=2)
+def any_piece_of_six_characters(pieces):
+    "A piece is a byte if it is <0x, two hexadecimal digits, >; a word may have six letters, too."
+    return _decode_if(lambda piece: len(piece) == 6)(pieces)
 
 
 @decode_bytes.mistake("each byte alone", hint=1)
@@ -595,6 +631,7 @@ VOCABULARY = [
     "</s>",
     *(f"<0x{byte:02X}>" for byte in range(256)),
     *LEARNED,
+    *("<0", "<0x", "<0xF", "<0xFF"),
     *"▁ethianrsgod<>/.0123456789",
 ]
 
@@ -637,6 +674,7 @@ def cases_of_encode_text(seed):
         "▁the",
         "",
         "</s>the",
+        "<0xFF> the",  # somebody types the name of a byte
     ]
     texts += ["".join(chance.choices(parts, k=10)) for _ in range(4)]
     for text in texts:

@@ -380,7 +380,8 @@ _LINES = (
     '"Nobody ever asked me that before."', "Lorem ipsum dolor sit amet today", "if (x) { return; }",
     "History [edit]", "Yes. No. Maybe so. Or not. Fine. Good.", "We use cookies on this nice site.",
     "",
-    "Few words here.", "It costs [citation needed] three dollars now!  ",
+    "Few words here.",
+    "It stands in the book of rules. [2] [3]", "It costs [citation needed] three dollars now!  ",
     "Three little words. [2] [3]",
 )  # fmt: skip
 
