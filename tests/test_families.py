@@ -847,3 +847,33 @@ def test_an_evaluation_asks_by_the_chat_template(pieces, tmp_path):
     tokenizer.chat_template = None
     with refused("no chat template", "--chat"):
         evaluate(model, tokenizer, ["arc_easy"], chat=True, **about)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(head_dim=32, rope_scaling=RopeScaling("yarn", 4.0, 32)),
+        dict(attention_bias=True, mlp_bias=True),
+    ],
+    ids=["heads and angles", "biases"],
+)
+def test_gradients_do_not_depend_on_what_is_kept(changes):
+    from llama_course.checkpointing import apply_checkpointing
+
+    model, tokens, found = shaken(**changes).double(), torch.arange(40)[None], []
+    for mode in ("none", "full", "selective"):
+        model.zero_grad()
+        apply_checkpointing(model, mode)(tokens).square().mean().backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    for grads in found[1:]:
+        torch.testing.assert_close(grads, found[0], rtol=1e-9, atol=1e-9)
+
+
+def test_a_padded_model_is_finetuned_as_it_is(pieces, tmp_path):
+    from llama_course.launch.finetuning import read_tokenizer
+
+    folder = folder_with(tmp_path / "m", pieces, **LLAMA2)
+    made(folder, vocab_size=324)
+    assert read_tokenizer(folder, 324).vocab_size == 324
+    with refused("320 tokens", "400"):
+        read_tokenizer(folder, 400)

@@ -17,7 +17,7 @@ from llama_course.files.adapter import save_adapter
 from llama_course.files.checkpoint import Checkpoint
 from llama_course.files.load import load_tokenizer, read_checkpoint
 from llama_course.files.run import RunFolder
-from llama_course.files.tokenizers import save_tokenizer
+from llama_course.files.tokenizers import fit_vocabulary, save_tokenizer
 from llama_course.instruct import (
     Packed,
     PackedLoader,
@@ -201,11 +201,7 @@ def file_samples(path: Path, n: int = 64, size: int = 2**16) -> bytes:
 def read_tokenizer(path: Path, vocab_size: int) -> Any:
     "The tokenizer of the weights, or the file named. Raises `UserError` if it does not fit."
     tokenizer = Tokenizer.load(path) if path.suffix == ".model" else load_tokenizer(path)
-    if tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}:"
-            " it is that of another model."
-        )
+    fit_vocabulary(tokenizer, vocab_size, "the model")
     return tokenizer
 
 
