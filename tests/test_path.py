@@ -249,6 +249,7 @@ def test_both_went_the_same_way(undisturbed, disturbed):
         "25%",
     ):
         assert words in page
+    assert page.count("<td class=n>160</td>") == len(SOURCES)
     (disturbed / "report.html").unlink()
     llama_course("report", disturbed)
     assert (disturbed / "report.html").read_text(encoding="utf-8") == page

@@ -99,14 +99,7 @@ def report_facts(
             | {"name": name, "bars": bars({ours: score["bits_per_byte"]} | score["others"], ours)}
             for name, score in results.get("held_out", {}).items()
         ],
-        "measured": {
-            name: [
-                {"step": step, "bits": bits}
-                for step, bits in sorted(at.items())[:: max(1, len(at) // 12)]
-            ]
-            + [{"step": max(at), "bits": at[max(at)]}]
-            for name, at in run.held_out().items()
-        },
+        "measured": {name: _spread_out(at) for name, at in run.held_out().items()},
         "samples": results.get("samples", []),
         "sources": sources_read(run, steps),
         "tokens": metrics["tokens"][-1],
@@ -121,6 +114,12 @@ def report_facts(
         "stages": stages,
         "ignorant": math.log(config.vocab_size),
     }
+
+
+def _spread_out(at: dict[int, float], most: int = 12) -> list[dict]:
+    "About so many of the measurements, the last one among them."
+    steps = sorted(at)[:: -max(1, len(at) // most)][::-1]
+    return [{"step": step, "bits": at[step]} for step in steps]
 
 
 def _median(values: np.ndarray) -> float | None:
