@@ -17,7 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
-    ColwiseParallel, ParallelStyle, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module)
+    ColwiseParallel, ParallelStyle, PrepareModuleInput, RowwiseParallel, SequenceParallel, loss_parallel,
+    parallelize_module)
 
 from .checkpointing import apply_checkpointing
 from .support.errors import UserError
@@ -64,6 +65,7 @@ class Everywhere(ParallelStyle):
 
 def tensor_plan(
     sequence: bool,  # whether norms and residuals are divided by position
+    whole_logits: bool = False,  # on every rank; else each has those of its tokens of the vocabulary
 ) -> tuple[dict, dict]:  # of the model's ends, of a block: module -> style
     "How each module's weights and activations lie. (Shoeybi et al. 2019; Korthikanti et al. 2022, sec. 4.2)"
     stream, whole = Shard(1) if sequence else Replicate(), Replicate()
@@ -72,7 +74,8 @@ def tensor_plan(
         input_layouts=(stream, *others), desired_input_layouts=(whole, *others))
     leave = lambda: RowwiseParallel(output_layouts=stream)
     ends = {"tok_embeddings": RowwiseParallel(input_layouts=whole, output_layouts=stream), "norm": norm(),
-            "output": ColwiseParallel(input_layouts=stream, output_layouts=whole)}
+            "output": ColwiseParallel(input_layouts=stream, output_layouts=whole if whole_logits else Shard(-1),
+                                      use_local_output=whole_logits)}
     block = {"attention_norm": norm(), "attention": enter(None, None, None), "attention.wo": leave(),
              "ffn_norm": norm(), "feed_forward": enter(), "feed_forward.w2": leave()}
     rows = ("attention.wq", "attention.wk", "attention.wv", "feed_forward.w1", "feed_forward.w3")
@@ -90,10 +93,12 @@ def apply_tensor_parallel(
     model: nn.Module,  # a Llama; is changed
     mesh: DeviceMesh,  # one dimension
     sequence: bool = True,
+    whole_logits: bool = False,  # for what looks at single logits; the loss does not need them
 ) -> nn.Module:
-    "The model, whose matrices and heads are shared by the ranks of the mesh."
+    "The model, whose matrices, heads and logits are shared by the ranks of the mesh."
     check_division(model.config, mesh.size())
-    ends, block = tensor_plan(sequence)
+    ends, block = tensor_plan(sequence, whole_logits)
+    if not whole_logits: loss_parallel().__enter__()  # from now on; only the loss of sharded logits is concerned
     parallelize_module(model, mesh, ends)
     for layer in model.layers: parallelize_module(layer, mesh, block)
     if model.config.tie_embeddings: model.output.weight = model.tok_embeddings.weight
@@ -107,9 +112,10 @@ def parallelize(
     compile: bool = False,  # each block by torch.compile
     sequence: bool = True,  # sequence parallelism, if there is tensor parallelism
     precision: str = "float32",  # or bfloat16
+    whole_logits: bool = False,  # on each rank, although matrices are shared
 ) -> nn.Module:
     "The model, spread over the mesh: tensor parallel, checkpointing, compile, FSDP."
-    if mesh["tensor"].size() > 1: apply_tensor_parallel(model, mesh["tensor"], sequence)
+    if mesh["tensor"].size() > 1: apply_tensor_parallel(model, mesh["tensor"], sequence, whole_logits)
     apply_checkpointing(model, checkpointing, by="policy" if mesh["tensor"].size() > 1 else "hand")
     if compile:
         for layer in model.layers: layer.compile()

@@ -255,6 +255,7 @@ def _tune(
         s.lora,
         checkpointing=s.checkpointing,
         precision=s.precision,
+        whole_logits=True,  # the loss picks those of the answers
     )
     identity = tuning_identity(model, checkpoint, loader, recipe, s.lora)
     run = RunFolder(s.out)
