@@ -195,6 +195,7 @@ def by_hand(
 # %% ../nbs/13_checkpointing.ipynb #c049
 _ATTENTION = [f"aten::_scaled_dot_product_{kind}" for kind in (
     "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")]
+_SUMS = [f"_c10d_functional::{kind}" for kind in ("reduce_scatter_tensor", "all_reduce")]
 
 
 def keep_expensive(
@@ -202,9 +203,14 @@ def keep_expensive(
     attention: bool = True,  # whether what fused attention returns is kept, too
 ):
     "A policy for `torch.utils.checkpoint`: outputs of linear layers are kept. (LLaMA, sec. 2.4)"
+    terms = []  # a product of sharded matrices is one term of a sum, which comes next and is kept instead
     def policy(ctx, op, *args, **kwargs):
         linear = op is torch.ops.aten.mm.default and tuple(args[1].shape) != last
-        expensive = linear or attention and op.name() in _ATTENTION
+        if linear and any(p.is_shard(0) for p in getattr(args[1], "placements", ())):
+            terms.append(op)
+            linear = False
+        total = bool(terms) and op.name() in _SUMS and bool(terms.pop())
+        expensive = linear or total or attention and op.name() in _ATTENTION
         return CheckpointPolicy.MUST_SAVE if expensive else CheckpointPolicy.PREFER_RECOMPUTE
     return policy
 

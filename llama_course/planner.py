@@ -102,7 +102,7 @@ def zero_bytes(
 # %% ../nbs/19_planner.ipynb #c017
 KEPT = {  # bytes per token, in four widths: D of the residual stream; D of what is whole on every
     # rank; what attention keeps; F of the feed-forward part
-    "none": (4, 4, 1, 8), "selective": (2, 2, 1, 4), "full": (2, 0, 0, 0)}
+    "none": (4, 4, 1, 8), "selective": (4, 0, 1, 4), "full": (2, 0, 0, 0)}
 
 
 @dataclass(frozen=True)
