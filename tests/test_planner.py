@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_course.command.plan import plan_lines, run_plan
+from llama_course.command.plan import ModelNumbers, plan_lines, run_plan, the_gpu, the_model
 from llama_course.files.plan import read_plan, write_plan
 from llama_course.model import Llama, LlamaConfig
 from llama_course.planner import (
@@ -41,6 +41,7 @@ from llama_course.planner import (
     predict,
     rates,
     read_rows,
+    shape_of,
     step_seconds,
     zero_bytes,
 )
@@ -52,8 +53,7 @@ SHARDS = {"7B": 1, "13B": 2, "33B": 4, "65B": 8}  # files of the release
 many = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
-def shape(name):
-    return LlamaConfig.from_name(name)
+shape = LlamaConfig.from_name
 
 
 # --- counts
@@ -516,3 +516,81 @@ def test_the_command_plan_lines():
 def test_the_command_refuses_in_one_line(wrong):
     done = command(*wrong)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
+
+
+# --- what the command can be told
+
+
+def planned(*arguments):
+    done = command(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_published_row_from_the_command(tmp_path):
+    row = ["--gpus", "64", "--gpu", "H100-80GB", "--micro-batch", "20", "--accumulate", "1"]
+    row += ["--seq-len", "2048", "--checkpointing", "none", "--tensor", "1"]
+    numbers = ["--dim", "2048", "--layers", "24", "--heads", "16", "--vocab-size", "50368"]
+    result = planned(*numbers, "--feed-forward", "gelu", *row)
+    assert result["tokens_per_second_per_gpu"] == pytest.approx(44402, rel=0.05)
+    assert result["tight"] and result["batch"] == 64 * 20
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "mpt", "d_model": 2048, "n_layers": 24, "n_heads": 16, "vocab_size": 50368}'
+    )
+    same = planned("--model", str(tmp_path / "config.json"), *row)
+    assert same["seconds"] == result["seconds"]
+
+
+def test_a_model_and_a_gpu_of_ones_own(tmp_path):
+    numbers = ModelNumbers(kv_heads=8, vocab_size=128256, hidden_dim=14336)
+    assert parameters(the_model("7B", numbers)) == parameters(shape_of("Llama-3-8B"))
+    assert the_model("7B", ModelNumbers()) == "7B"
+    gpu = the_gpu('like = "H100-80GB", watts = 500, memory = 96e9, memory_rate = 2.4e12')
+    assert gpu.full_watts == 700 and rates(gpu) == rates(GPUS["H100-96GB"])
+    file = tmp_path / "gpu.toml"
+    file.write_text('name = "B200"\nflops = 2.25e15\nmemory = 192e9\nmemory_rate = 8e12\n')
+    assert the_gpu(str(file)).name == "B200" and the_gpu(str(file)).node == 8
+    config = {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16}
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+    config |= {"intermediate_size": 8192, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = the_model(str(tmp_path), ModelNumbers())
+    assert parameters(model) == parameters(shape_of("Llama-3.2-1B"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: the_gpu("TPU"),
+        lambda: the_gpu('like = "TPU"'),
+        lambda: the_gpu("flops = 1e12"),
+        lambda: the_gpu("flops = "),
+        lambda: the_gpu("missing.toml"),
+        lambda: the_gpu('like = "H100-80GB", memory = -1'),
+        lambda: the_gpu('like = "H100-80GB", colour = 3'),
+        lambda: the_model("missing.json", ModelNumbers()),
+        lambda: shape_of("9B"),
+    ],
+)
+def test_what_is_no_gpu_or_model_is_said_in_one_line(wrong):
+    with pytest.raises(UserError) as error:
+        wrong()
+    assert "\n" not in str(error.value)
+
+
+# counts printed by loaded checkpoints, as their model cards round them
+@pytest.mark.parametrize(
+    "name, billions",
+    [
+        ("Llama-2-7B", 6.74),
+        ("Llama-2-13B", 13.02),
+        ("Llama-2-70B", 68.98),
+        ("Llama-3-8B", 8.03),
+        ("Llama-3-70B", 70.55),
+        ("Llama-3.1-405B", 405.85),
+        ("Llama-3.2-1B", 1.24),
+        ("Llama-3.2-3B", 3.21),
+    ],
+)
+def test_llama_2_and_3_by_name(name, billions):
+    assert parameters(shape_of(name)) / 1e9 == pytest.approx(billions, abs=0.006)
