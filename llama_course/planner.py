@@ -167,22 +167,25 @@ def activation_bytes(
     return layout.micro_batch * seq_len * (alone + (inner * attention + wide * c.hidden_dim) / t)
 
 # %% ../nbs/19_planner.ipynb #c021
-def _fullest(config, layout, n, kept, at_work, code):
-    "Bytes of activations, communication and logits at the moment when their sum is largest."
+def _fullest(config, layout, n, kept, at_work, code, gradients):
+    "Bytes of activations, communication, logits and gradients at the moment when their sum is largest."
     c, t, L = config, layout.tensor, config.n_layers
     q = t if layout.sequence else 1
     E, M = c.vocab_size * c.dim / t, block_matrices(c) / t
     copies = 16 if t > 1 else 8 if code == "fused" or is_gpt(c) else 12  # bytes for each logit
-    gathered = 4 * n * c.dim if t > 1 else 0  # the gradient
-    again = at_work - kept + gathered  # computed again
+    gradient = (4 if t == 1 or layout.sequence else 14) * n * c.dim  # of the stream; of a whole norm in float32
+    again = at_work - kept + gradient + (4 * n * c.hidden_dim if t == 1 else 0)  # computed again; the gate's
     coming = 2 * M if layout.data > 1 else 0  # the next block's parameters
     by_hand = t == 1 and layout.checkpointing == "selective"  # it drops all at its end
     left, norms = (L - 1, 52) if by_hand else (L - 2, 20 / q)
+    early = gradients if layout.accumulate > 1 else 0  # those of the micro-batch before
     return max((
-        (L * kept, 4 * E, n * (copies * c.vocab_size / t + (6 / q + 2) * c.dim)),
-        (L * kept + again, 6 * E + 2 * M + coming, 0),
-        ((L - 1) * kept + again, 6 * E + 6 * M + coming, 0),
-        (left * kept + norms * n * c.dim, 6 * E + 8 * M + coming, 0)), key=sum)
+        (L * kept, 4 * E, n * (copies * c.vocab_size / t + (6 / q + 2) * c.dim), early),
+        (L * kept + again, 6 * E + 2 * M + coming, 0, early),
+        ((L - 1) * kept + again, 6 * E + 6 * M + coming, 0, early),
+        (left * kept + norms * n * c.dim, 6 * E + 8 * M + coming, 0, early),
+        (kept + again, 6 * E + 6 * M + coming, 0, gradients),
+        (0, 20 * E * (layout.data > 1) / (1 + c.tie_embeddings), 0, gradients)), key=sum)
 
 # %% ../nbs/19_planner.ipynb #c022
 def memory(
@@ -196,8 +199,8 @@ def memory(
     kept = activation_bytes(config, layout, seq_len, code)
     at_work = activation_bytes(config, replace(layout, checkpointing="none"), seq_len, code)
     n = layout.micro_batch * seq_len
-    rest = _fullest(config, layout, n, kept, at_work, code)
-    states = {"parameters": 4 * P / gpus, "gradients": 4 * P / gpus, "optimizer": 8 * P / gpus}
+    *rest, gradients = _fullest(config, layout, n, kept, at_work, code, 4 * P / gpus)
+    states = {"parameters": 4 * P / gpus, "gradients": gradients, "optimizer": 8 * P / gpus}
     under_way = 4 * 2 * n * config.dim if layout.tensor > 1 else 0  # a block's four messages
     return states | dict(zip(("activations", "communication", "logits"), rest)) | {"under way": under_way}
 

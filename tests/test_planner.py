@@ -147,7 +147,7 @@ def test_activations_are_those_that_the_checkpointing_chapter_counts(mode, kv):
     kind=st.sampled_from(["none", "selective", "full"]),
 )
 def test_memory_obeys_its_laws(name, data, tensor, b, kind):
-    config, layout = shape(name), Layout(data, tensor, True, b, kind)
+    config, layout = shape(name), Layout(data, tensor, True, b, kind, 2)
     here, states = memory(config, layout), ("parameters", "gradients", "optimizer")
     assert sum(here[part] for part in states) == pytest.approx(
         16 * parameters(config) / data / tensor
