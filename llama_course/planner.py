@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GPUS', 'LLAMAS', 'PAPER', 'KEPT', 'TRAFFIC', 'LAUNCHED', 'BEFORE', 'GPU', 'GPTConfig', 'is_gpt', 'block_matrices',
-           'parameters', 'shape_of', 'measured', 'zero_bytes', 'Layout', 'activation_bytes', 'memory', 'Row',
+           'parameters', 'shape_of', 'measured', 'zero_bytes', 'Layout', 'activation_bytes', 'memory', 'PublishedRun',
            'read_rows', 'Shares', 'block_work', 'rates', 'step_seconds', 'predict', 'fit_shares', 'energy_mwh',
            'carbon_tonnes', 'layouts', 'Planning', 'try_all', 'flops_per_token', 'mfu', 'bill', 'plan', 'family',
            'largest']
@@ -205,7 +205,7 @@ def memory(
     return states | dict(zip(("activations", "communication", "logits"), rest)) | {"under way": under_way}
 
 # %% ../nbs/19_planner.ipynb #c025
-class Row(NamedTuple):
+class PublishedRun(NamedTuple):
     "A published run."
     name: str
     config: LlamaConfig
@@ -219,7 +219,7 @@ class Row(NamedTuple):
 
 def read_rows(
     path,  # a table with the columns of data/throughput.csv
-) -> list[Row]:
+) -> list[PublishedRun]:
     "The published runs of a table."
     rows = []
     with open(path, encoding="utf-8") as file:
@@ -232,7 +232,7 @@ def read_rows(
         t = r.get("tensor") or 1
         layout = Layout(r["gpus"] // t, t, True, r["micro_batch"], r["checkpointing"], r["accumulation"])
         code = "fused" if r["code"] == "compiled" else "eager"
-        rows.append(Row(f"{r['model']}, {r['seq_len']} x {r['micro_batch']}, {r['gpus']} x {r['gpu']}", config, layout,
+        rows.append(PublishedRun(f"{r['model']}, {r['seq_len']} x {r['micro_batch']}, {r['gpus']} x {r['gpu']}", config, layout,
                         r["gpu"], r["seq_len"], code, float(r["tokens_per_second_per_gpu"]),
                         float(r["peak_gib"]) if r["peak_gib"] else None))
     return rows
@@ -337,7 +337,7 @@ def step_seconds(
 
 
 def predict(
-    row: Row,
+    row: PublishedRun,
     gpus: dict = GPUS,
     shares: Shares = Shares(),
 ) -> float:  # tokens per second per GPU
@@ -351,7 +351,7 @@ BEFORE = {  # shares that were measured by themselves: products (Bekman, ml-engi
 
 
 def fit_shares(
-    rows: list[Row],  # on GPUs of `BEFORE`
+    rows: list[PublishedRun],  # on GPUs of `BEFORE`
 ) -> tuple[dict, Shares]:  # GPUs and what they share
     "Each GPU's share of products and of the first FlashAttention, and the operands' share, that fit the rows best."
     # what was measured before pulls as a row would: a tenth off is as bad as an error of one percent
