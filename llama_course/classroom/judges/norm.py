@@ -411,8 +411,8 @@ pre_norm_block = Exercise(
         "Set both matrices to zero. What should come out, and what does?",
         "There are three mistakes. Follow the stream: what is added to what? Then look at "
         "which gain stands where.",
-        "The sum must start from x, not from the normalized x; the second norm reads the "
-        "stream after the first sum; and it has its own gain, g2.",
+        "Both sums must start from the stream: the first from x, not from the normalized x, and "
+        "the second from h, not from the normalized h. And the second norm has its own gain, g2.",
     ),
 )
 

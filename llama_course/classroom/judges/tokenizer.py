@@ -266,8 +266,8 @@ linear_merge = Exercise(
     call=with_count,
     points={"values": 4, "invariant": 6},
     hints=(
-        "A merge changes only its neighbourhood: two pairs vanish, two new ones appear. Which"
-        " structure hands out the best of many, and takes new ones at any time?",
+        "A merge changes only its neighbourhood: up to three pairs vanish, two new ones "
+        "appear. Which structure hands out the best of many, and takes new ones at any time?",
         "heapq with entries (rank, left, right, text). Keep each symbol at its first place, "
         "with a list of who comes after it and one of who comes before it; a symbol that was "
         "merged into its neighbour becomes the empty text.",
