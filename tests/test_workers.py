@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import socket
+import time
 import types
 from pathlib import Path
 from random import Random
@@ -20,6 +21,7 @@ from llama_course.classroom import (
     worker,
 )
 from llama_course.classroom.compare import misfit
+from llama_course.classroom.grade import grade
 from llama_course.classroom.observation import Observation
 from llama_course.classroom.protocol import CellReply, ForeignMessage, NamesReply, ObservationReply
 
@@ -242,6 +244,21 @@ def test_no_pickle():
         assert not imported & {"pickle", "dill", "marshal", "shelve", "multiprocessing"}
         assert not called & {"torch.load", "eval", "pickle.loads"}
         assert path.stem != "protocol" or "safetensors.torch.load" in called
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="nobody counts the waiting")
+def test_what_others_take_of_the_processor_is_not_the_notebooks_time(tmp_path, monkeypatch):
+    "A call waits for its processor for longer than its limit: it is right all the same."
+    from hostile import NORM
+
+    slow = NORM.replace("    wide", "    import time; time.sleep(0.4)\n    wide", 1)
+    path = write(tmp_path, slow)
+    limits = supervisor.Limits(memory=1 << 30, call_seconds=0.3, total_seconds=30)
+    assert grade(path, limits)["exercises"][0]["points"] == 0
+    began = time.monotonic()
+    waits = lambda worker: 0.9 * (time.monotonic() - began)  # ten times the work
+    monkeypatch.setattr(supervisor.Worker, "waited", waits)
+    assert grade(path, limits)["exercises"][0]["points"] == 10
 
 
 def mutated(random, value):

@@ -67,6 +67,7 @@ def grade_class(
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
+    load_exercises()
     place = open_place(path)
     people = find_students(place)
     if not people.students:

@@ -71,7 +71,7 @@ def grade(
 
 
 def seconds_in_all(files: list[File], limits: Limits) -> float:
-    "How long all files of one learner may take together."
+    "How long the code in all files of one learner may take together."
     return limits.total_seconds * max(1, min(len(files), 3))
 
 
@@ -86,21 +86,24 @@ def grade_files(
     outcome = Verdict(notes=[remark] if remark else [])
     if not notebooks:
         _nothing_to_read(files, outcome)
-    end = time.monotonic() + seconds_in_all(notebooks, limits)
+    left = seconds_in_all(notebooks, limits)
     read: list[tuple[File, Notebook]] = []
     for file in notebooks:
-        if time.monotonic() > end:
+        if left < 0:
             outcome.add(file, FENCED_OFF, NO_TIME)
             continue
         if file.refused:
             status = TOO_LARGE if "too large" in file.refused else NOT_A_NOTEBOOK
             outcome.add(file, status, file.refused)
             continue
+        since = time.monotonic()
         try:
             notebook = read_behind_fence(file.path, limits)
         except Unreadable as error:
             outcome.add(file, error.status, error.reason)
             continue
+        finally:
+            left -= time.monotonic() - since
         if notebook.claims:
             read.append((file, notebook))
         else:
@@ -108,9 +111,8 @@ def grade_files(
             reason = f"it answers no exercise: it defines none of {some} and the others"
             outcome.add(file, HANDED_IN_EMPTY, reason)
     for file, notebook, tasks in _share_out(read, outcome):
-        left = end - time.monotonic()
         within = replace(limits, total_seconds=min(limits.total_seconds, max(left, 1.0)))
-        _grade_notebook(file, notebook, tasks, within, seed, outcome)
+        left -= _grade_notebook(file, notebook, tasks, within, seed, outcome)
     return outcome
 
 
@@ -167,7 +169,7 @@ def _grade_notebook(
     limits: Limits,
     seed: int,
     outcome: Verdict,
-) -> None:
+) -> float:  # seconds that its code took
     "Judges the exercises of one notebook."
     run = NotebookRun(notebook, limits)
     lost = ""
@@ -177,9 +179,8 @@ def _grade_notebook(
         found = run.found([task.name for task in tasks])
         for number, task in enumerate(tasks):
             if task.name in found:
-                left = max(run.deadline - time.monotonic(), 0.0)
-                share = time.monotonic() + left / (len(tasks) - number)
-                results[task.name] = _judge_in(run, task, seed, share)
+                run.budget.share = max(run.budget.left, 0.0) / (len(tasks) - number)
+                results[task.name] = _judge_in(run, task, seed)
             else:
                 others = ", ".join(found) or "none of its chapter"
                 results[task.name] = f"no function {task.name} in {file.shown} (found: {others})"
@@ -202,9 +203,10 @@ def _grade_notebook(
         outcome.add(file, HANDED_IN_EMPTY, "none of its exercises is answered")
     else:
         outcome.add(file, GRADED)
+    return limits.total_seconds - run.budget.left
 
 
-def _judge_in(run: NotebookRun, task: Exercise, seed: int, share: float) -> Report | str:
+def _judge_in(run: NotebookRun, task: Exercise, seed: int) -> Report | str:
     """The report on one answer. If the worker dies, a second try goes without what the cells
     started."""
     message, report = "", None
@@ -215,7 +217,6 @@ def _judge_in(run: NotebookRun, task: Exercise, seed: int, share: float) -> Repo
             if bare:
                 break
             raise
-        worker.share = share
         try:
             return judge(task, functools.partial(worker.observe, task), seed)
         except AnswerLost as lost:
@@ -225,7 +226,7 @@ def _judge_in(run: NotebookRun, task: Exercise, seed: int, share: float) -> Repo
         except Exception as error:  # what came back was too odd for the judge
             message = f"{task.name} could not be judged: {type(error).__name__} in the judge itself"
         run.stop()
-        if time.monotonic() > share:
+        if run.budget.share < 0:
             break
     run.limits_met.append(message)
     return report or message

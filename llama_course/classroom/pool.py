@@ -26,6 +26,7 @@ from llama_course.classroom.supervisor import Limits
 
 Todo = TypeVar("Todo")
 Result = TypeVar("Result")
+JUDGING_SECONDS = 180.0  # for the judge's own work, on a busy machine
 STARTING_SECONDS = 180.0  # for a judge to import what it needs, on a busy machine
 MEMORY_PER_JUDGE = 2 << 30  # bytes, with its workers
 START = (
@@ -120,7 +121,9 @@ class JudgeProcess:
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-            return Verdict(**json.loads(self._line(seconds_in_all(files, limits) + 60)))
+            return Verdict(
+                **json.loads(self._line(2 * seconds_in_all(files, limits) + JUDGING_SECONDS))
+            )
         except (JudgeLost, OSError) as error:
             self.end()
             lost = Verdict()

@@ -39,6 +39,7 @@ SET_VARIABLES = {
 FOREIGN = "it wrote to the judge's own channel"
 TIME_IS_UP = "the notebook's time is up"
 SHARE_IS_UP = "its share of the notebook's time is up"
+MOST_PATIENCE = 4  # times a limit, if others have the processor: code can make itself wait, too
 READ_SECONDS = 30.0  # for reading a notebook's file
 MOST_NOTES = 100  # about the cells of a notebook
 ENDED = "it ended its process (os._exit, a crash, or a limit of memory)"
@@ -53,6 +54,14 @@ class Limits:
     call_seconds: float = 10.0  # for one call of an answer
     total_seconds: float = 120.0  # for the whole notebook; its cells may take half of them
     processes: int = 64  # at the same time
+
+
+@dataclass
+class Budget:
+    "Seconds that a notebook's own code may still take. What the judge computes is not its time."
+
+    left: float
+    share: float = math.inf  # of one of several answers
 
 
 def readable_folders(
@@ -135,6 +144,10 @@ class Alone:
         self.process.wait()
         return ""
 
+    def waited(self) -> float:
+        "As of a `Worker`: nobody counts it here."
+        return 0.0
+
 
 class AnswerProcess:
     "A process that runs a learner's code, seen from the judge."
@@ -142,14 +155,14 @@ class AnswerProcess:
     def __init__(
         self,
         limits: Limits,
-        deadline: float,  # on `time.monotonic`: no reply after it
+        budget: Budget,  # of the notebook, for all its workers
         folder: Path,  # of the notebook
     ):
-        self.limits, self.deadline = limits, deadline
-        self.share = math.inf  # on the same clock: the end of what one of several answers may take
+        self.limits, self.budget = limits, budget
         fence = Fence(
             readable=tuple(readable_folders(folder)),
-            seconds=max(1.0, deadline - time.monotonic() + 5),  # the judge's own clock comes first
+            seconds=(1 + MOST_PATIENCE) * max(budget.left, 0.0)
+            + 60,  # the judge's own clock comes first
             memory=limits.memory,
             processes=limits.processes,
             open_files=256,
@@ -175,13 +188,24 @@ class AnswerProcess:
         self, kind: type[AnyReply], seconds: float, message: dict, tree: Any = None
     ) -> tuple[AnyReply, Any]:
         "The reply. Raises `AnswerLost` if it takes too long, breaks a limit, ends, talks nonsense."
-        since, deadline = time.monotonic(), min(self.deadline, self.share)
+        since, waited, budget = time.monotonic(), self.worker.waited(), self.budget
+
+        others = 0.0  # seconds
+
+        def own_time() -> float:
+            "Seconds since the question; on a busy machine without those that others took."
+            nonlocal others
+            others = max(others, self.worker.waited() - waited)  # when it has ended: as before
+            wall = time.monotonic() - since
+            return max(wall - others, wall / MOST_PATIENCE)
 
         def watch() -> None:
-            now = time.monotonic()
-            if now > deadline:
-                raise AnswerLost(TIME_IS_UP if now > self.deadline else SHARE_IS_UP)
-            if now > since + seconds:
+            if time.monotonic() - since < min(budget.left, budget.share, seconds):
+                return
+            taken = own_time()
+            if taken > min(budget.left, budget.share):
+                raise AnswerLost(TIME_IS_UP if taken > budget.left else SHARE_IS_UP)
+            if taken > seconds:
                 raise AnswerLost(f"it took longer than {seconds:.3g} s")
 
         turn = secrets.randbits(60)  # a message that lies there already does not know it
@@ -201,6 +225,9 @@ class AnswerProcess:
             raise AnswerLost(FOREIGN) from None
         except (EOFError, OSError):
             raise AnswerLost(self.close() or ENDED) from None
+        finally:
+            taken = own_time()
+            budget.left, budget.share = budget.left - taken, budget.share - taken
 
     def observe(
         self,
@@ -253,8 +280,7 @@ def read_behind_fence(
     limits: Limits,
 ) -> Notebook:
     "The notebook, read where nothing can come of it. Raises `Unreadable`."
-    process = AnswerProcess(limits, time.monotonic() + READ_SECONDS, path.resolve().parent)
-    process.deadline = time.monotonic() + READ_SECONDS  # until here the first one imported
+    process = AnswerProcess(limits, Budget(READ_SECONDS), path.resolve().parent)
     try:
         ask = {"do": "read", "path": str(path.resolve())}
         reply, _ = process.ask(ReadReply, READ_SECONDS, ask)
@@ -276,8 +302,7 @@ class NotebookRun:
         limits: Limits,
     ):
         self.path, self.sources, self.limits = notebook.path, notebook.sources, limits
-        now = time.monotonic()
-        self.deadline = now + limits.total_seconds
+        self.budget = Budget(limits.total_seconds)
         self.cells_left = limits.total_seconds / 2  # seconds for the cells, all runs together
         self.last_run = 0.0  # seconds that the cells took
         self.how = {number: "whole" for number, _ in self.sources}
@@ -293,7 +318,7 @@ class NotebookRun:
         self.bare = bare or self.last_run > self.cells_left
         for _ in range(2 * len(self.how) + 2):
             self.stop()
-            worker = AnswerProcess(self.limits, self.deadline, self.path.resolve().parent)
+            worker = AnswerProcess(self.limits, self.budget, self.path.resolve().parent)
             self.worker = worker
             if worker.not_fenced:
                 text = (
@@ -339,7 +364,7 @@ class NotebookRun:
             try:
                 reply, _ = worker.ask(CellReply, seconds, ask)
             except AnswerLost as lost:
-                if time.monotonic() > self.deadline:
+                if self.budget.left < 0:
                     raise
                 self.cut_down(number, whole, str(lost))
                 return False

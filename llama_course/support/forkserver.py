@@ -71,7 +71,7 @@ def monitor(
             os._exit(0)
     for fd in keep:
         os.close(fd)
-    hello = {"home": home, "not_fenced": why}
+    hello = {"home": home, "not_fenced": why, "pid": worker}
     control.sendall(json.dumps(hello).encode() + b"\n")
     with contextlib.suppress(OSError):
         control.sendall(_watch(worker, control, fence, proc, held).encode())
@@ -259,6 +259,14 @@ class Worker:
         self.refused: str = hello.get("refused", "")  # why there is none
         self.not_fenced: str = hello.get("not_fenced", "")  # why it has no fence
         self.home: str = hello.get("home", "")
+        self.pid: int = hello.get("pid", 0)
+
+    def waited(self) -> float:
+        "Seconds that it was ready to run and others had the processor; 0 where nobody counts them."
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            return 0.0
 
     def let_go(self) -> None:
         "Has it ended, and does not wait."
