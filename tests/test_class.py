@@ -30,6 +30,7 @@ from hostile import (
 
 from llama_course.classroom import places
 from llama_course.classroom.classes import exit_status, grade_class
+from llama_course.classroom.grade import grade
 from llama_course.classroom.places import Folder, Zip, open_place
 from llama_course.classroom.similarity import fingerprints, similar_pairs
 from llama_course.classroom.submissions import find_students, lay_out, notebooks_of
@@ -158,8 +159,8 @@ def test_pages_for_the_class_and_for_each_student(graded):
         assert "http://" not in page and "https://" not in page and "<script" not in page
     whole = (folder / "class.html").read_text()
     assert all(f"feedback/{s['feedback']}" in whole.replace("%20", " ") for s in result["students"])
-    norm = next(e for e in result["exercises"] if e["name"] == "rms_norm")
-    most = norm["mistakes"][0]
+    block = next(e for e in result["exercises"] if e["name"] == "pre_norm_block")
+    most = block["mistakes"][0]
     assert most["students"] >= 2 and most["name"] in whole and most["text"][:20] in whole
 
 
@@ -448,3 +449,23 @@ def test_pairs_leave_out_what_many_have():
 
 
 assert set(ATTACKS) <= set(HOSTILE)
+
+
+def test_the_token_of_a_running_jupyter_server_is_not_read(tmp_path):
+    "C5, with a real server: outside of the fence the same cell reads its token and its files."
+    line = [sys.executable, "-m", "jupyter", "server", "--no-browser", "--allow-root", "--port=0"]
+    line += [f"--ServerApp.root_dir={tmp_path}"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        try:
+            for said in run.stdout:
+                if "http://" in said:
+                    break
+            cell = HOSTILE["reads the token of a Jupyter server"]
+            outside = subprocess.run([sys.executable, "-c", cell], capture_output=True, text=True)
+            assert "READ A TOKEN" in outside.stderr, outside.stderr
+            (tmp_path / "08_norm.ipynb").write_bytes(notebook(NORM, cell, BLOCK))
+            result = grade(tmp_path / "08_norm.ipynb", QUICK)
+        finally:
+            run.terminate()
+    assert [row["points"] for row in result["exercises"]] == RIGHT
+    assert "READ A TOKEN" not in str(result) and "Operation not permitted" in str(result["notes"])

@@ -304,6 +304,7 @@ class NotebookRun:
         self.path, self.sources, self.limits = notebook.path, notebook.sources, limits
         self.budget = Budget(limits.total_seconds)
         self.cells_left = limits.total_seconds / 2  # seconds for the cells, all runs together
+        self.definitions_left = limits.total_seconds / 4  # and for those of which no more is run
         self.last_run = 0.0  # seconds that the cells took
         self.how = {number: "whole" for number, _ in self.sources}
         self.notes: dict[tuple, str] = {}
@@ -325,9 +326,9 @@ class NotebookRun:
                     f"run without a fence ({worker.not_fenced}): its code was not kept from files"
                 )
                 self.notes[0, ""] = text
-            since = time.monotonic()
+            before = self.budget.left
             whole = self.run_cells(worker)
-            self.last_run = time.monotonic() - since
+            self.last_run = before - self.budget.left
             if whole:
                 return worker
         raise AnswerLost("no worker survived the cells of this notebook")
@@ -353,12 +354,12 @@ class NotebookRun:
         for number, source in self.sources:
             if self.how[number] == "nothing" or not source.strip():
                 continue
-            if self.cells_left < -self.limits.total_seconds / 4:
+            if self.definitions_left < 0:
                 self.note(number, "no time is left for this cell and the next ones")
                 return True
             whole = self.how[number] == "whole" and not self.bare and self.cells_left > 0
             ask = {"do": "cell", "number": number, "source": source, "whole": whole}
-            since = time.monotonic()
+            before = self.budget.left
             # the definitions alone take no time, unless somebody wants them to
             seconds = min(self.limits.cell_seconds, max(self.cells_left, 1.0) if whole else 10.0)
             try:
@@ -369,7 +370,10 @@ class NotebookRun:
                 self.cut_down(number, whole, str(lost))
                 return False
             finally:
-                self.cells_left -= time.monotonic() - since
+                if whole:
+                    self.cells_left -= before - self.budget.left
+                else:
+                    self.definitions_left -= before - self.budget.left
             if whole and self.cells_left <= 0:
                 self.out_of_time(number)
             self.note(number, tidy(reply.note))
