@@ -24,6 +24,7 @@ def on_stage(deal):
         counter = _get_current_dispatch_mode()
 
         def play(wire, *mine):
+            wire.recv = _as_announced(wire.recv)
             if not isinstance(counter, Counter):
                 return answer(wire, *mine)
             with counter:
@@ -37,6 +38,19 @@ def on_stage(deal):
         return results
 
     return call
+
+
+def _as_announced(recv):
+    "`recv`, which refuses a message of another shape than it was told to expect."
+
+    def checked(like, source):
+        got = recv(like, source)
+        if (got.shape, got.dtype) != (like.shape, like.dtype):
+            what = f"{tuple(got.shape)} {got.dtype}", f"{tuple(like.shape)} {like.dtype}"
+            raise ValueError(f"rank {source} sent {what[0]}, and `like` has {what[1]}")
+        return got
+
+    return checked
 
 
 def cancellation(tensors, *_):
@@ -222,6 +236,7 @@ def cases_of_doubling_all_reduce(seed: int):
         (4, (3, 3), torch.float32),  # does not divide
         (8, (5,), torch.float64),  # fewer numbers than ranks
         (8, (2, 12), torch.bfloat16),
+        (16, (3,), torch.float32),
     ):
         yield (torch.randn(n, *shape, generator=random).to(dtype),)
 

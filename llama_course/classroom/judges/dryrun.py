@@ -32,6 +32,7 @@ def cases_of_fullest_moment(seed):
     draw = lambda n: int(torch.randint(n, (), generator=random))
     yield [], {}
     yield [("forward", 3, 10)], {3: "weights"}
+    yield [("forward", 3, 1)], {}
     yield [("a", 1, 5), ("b", 1, -5), ("c", 2, 5), ("c", 2, -5)], {1: "x"}  # equal: the first
     big = 780 * 10**9 + 1
     yield [("load", 0, big), ("step", 1, 4), ("step", 1, -4), ("step", 2, 3)], {0: "weights"}

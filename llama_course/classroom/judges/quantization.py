@@ -341,6 +341,7 @@ def cases_of_clipped_groups(seed):
         weight[1, 0] = 0
         importance = torch.rand(n * group, generator=random) ** 3
         importance[3] = 0.001
+        importance[-group:] *= bits == 4 and n < 3  # nothing matters: all losses are zero
         if bits == 4 and rows == 3:
             importance[3] = 90.0  # an outlier that matters
         yield weight.flatten(1), importance, bits, group, shares

@@ -36,6 +36,7 @@ def cases_of_roofline_step(seed):
     random = torch.Generator().manual_seed(seed)
     draw = lambda low, high: int(torch.randint(low, high, (), generator=random))
     yield 6_600_000_000, 0, 1, 1, 2, 312e12, 1.555e12  # no cache yet
+    yield 8, 8, 1, 3, 1, 4.0, 1.0  # with each text both times grow alike
     found = 0
     while found < 7:
         weights, size = draw(10**6, 10**10), (2, 4, 1)[found % 3]
