@@ -194,6 +194,8 @@ smallest_cluster = Exercise(
 @smallest_cluster.cases
 def cases_of_smallest_cluster(seed):
     draw = random.Random(seed).uniform
+    # exactly as much as there is room for, exactly in time
+    yield 80, 10, 20, 8 * 100 * 2 * 86400, 100, {1: 1.0}, 2, 64
     for states, days, tokens in (
         (1045, 21, 1.4e12),
         (1045, 90, 1.4e12),
