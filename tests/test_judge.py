@@ -11,7 +11,6 @@ import time
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from llama_course.classroom import check, learner, observe
 from llama_course.classroom.exercise import EXERCISES as COURSE
@@ -21,6 +20,12 @@ from llama_course.classroom.trial import make_case
 from llama_course.classroom.values import taken
 
 EXERCISES = dict(load_exercises())
+
+
+def norm_by_hand(x, weight, eps):
+    "A right answer; the library's own function is refused."
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).type_as(x) * weight
 
 
 # ---------------------------------------------------------------- the door
@@ -236,7 +241,7 @@ def test_right_but_for_16_bits_is_no_empty_answer():
 
 def test_right_but_for_the_gradient_and_right_but_for_the_cost():
     def rms_norm(x, weight, eps):
-        return F.rms_norm(x, weight.shape, weight.detach(), eps)
+        return norm_by_hand(x, weight.detach(), eps)
 
     assert [row[1] for row in check(rms_norm).looks] == [4, 0, 2, 0]
 
@@ -262,7 +267,7 @@ def test_no_name_is_given_to_what_only_fails_at_the_same_place():
 
     def rms_norm(x, weight, eps):  # like "the gain is forgotten" in the first case alone
         gain = torch.ones_like(weight) if x.dtype == torch.float64 else weight + 1e-2
-        return F.rms_norm(x, weight.shape, gain, eps)
+        return norm_by_hand(x, gain, eps)
 
     assert "This looks like" not in repr(check(rms_norm))
 
@@ -284,7 +289,7 @@ def test_messages_show_arguments_and_what_came_back():
     assert "['a'] came back, [" in message and "1 results," in message
 
     def rms_norm(x, weight, eps):
-        return F.rms_norm(x.contiguous().view(x.shape), weight.shape, weight, eps) * (
+        return norm_by_hand(x.contiguous().view(x.shape), weight, eps) * (
             1 if x.is_contiguous() else 2
         )
 
@@ -394,7 +399,7 @@ def test_help_from_the_judges_truth_is_noted():
     from llama_course.classroom.judges import norm
 
     def by_lookup(x, weight, eps):
-        return find_exercise("rms_norm").truth(x, weight, eps)
+        return find_exercise("rms_norm").rights[0](x, weight, eps)
 
     def by_a_helper(x, weight, eps):
         return by_lookup(x, weight, eps)
@@ -402,19 +407,19 @@ def test_help_from_the_judges_truth_is_noted():
     def by_the_file(x, weight, eps):
         with contextlib.suppress(OSError):
             open("solutions/08_norm.ipynb").read()
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return norm_by_hand(x, weight, eps)
 
     def by_name(x, weight, eps):
         import llama_course.classroom.judges.norm as truth
 
-        return truth.reference(x, weight, eps)
+        return truth.with_rsqrt(x, weight, eps)
 
-    whole = functools.partial(norm.reference)
-    for answer in (norm.reference, whole, by_lookup, by_a_helper, by_the_file, by_name):
+    whole = functools.partial(norm.with_rsqrt)
+    for answer in (norm.with_rsqrt, whole, by_lookup, by_a_helper, by_the_file, by_name):
         report = check(answer, "rms_norm")
         assert report.passed and report.notes and "for the teacher" in repr(report), answer
 
     def rms_norm(x, weight, eps):
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return norm_by_hand(x, weight, eps)
 
     assert check(rms_norm).notes == []
