@@ -13,6 +13,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+MY ?= my
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 READY := .venv/.ready
@@ -52,7 +53,7 @@ demo: $(READY)
 	$(BIN)/llama-course demo $(ARGS)
 
 lab: $(READY)
-	@$(BIN)/llama-course start
+	@$(BIN)/llama-course start --folder $(MY)
 	JUPYTER_CONFIG_PATH=docs/lab $(BIN)/jupyter lab $(ARGS)
 
 test: $(READY)

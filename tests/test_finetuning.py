@@ -265,7 +265,8 @@ def on_ranks(cases):
     for name, (tensor, how, own) in cases.items():
         mesh = make_mesh(tensor)
         data = mesh["data"].get_local_rank(), mesh["data"].size()
-        losses, norms = steps(lambda m: parallelize(m, mesh, **how), *data, **own)
+        spread = lambda m, how=how: parallelize(m, mesh, whole_logits=True, **how)
+        losses, norms = steps(spread, *data, **own)
         dist.all_reduce(losses)
         found[name] = losses / dist.get_world_size(), norms
     return found

@@ -334,7 +334,7 @@ def lab(tmp_path):
     places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in kinds}
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen(
-        ["make", "lab", f"ARGS={' '.join(flags)}"],
+        ["make", "lab", f"MY={tmp_path / 'root' / 'my'}", f"ARGS={' '.join(flags)}"],
         cwd=ROOT,
         stdout=log,
         stderr=log,
@@ -373,7 +373,8 @@ def test_jupyterlab_opens_the_first_page_and_runs_a_chapter(lab, browser):
     opened = "\n".join(
         path.read_text() for path in (folder / "runtime").glob("jpserver-*-open.html")
     )
-    assert "/lab/tree/nbs/index.ipynb?token=secret" in opened  # the page that a browser is sent to
+    assert "/lab/tree/my/start.ipynb?token=secret" in opened  # the page that a browser is sent to
+    assert (folder / "root" / "my" / "start.ipynb").is_file()
     with watched(browser, DESKTOP) as (tab, wrong):
         tab.goto(f"{address}/lab/tree/nbs/{chapter.name}?token=secret")
         tab.locator(".jp-Notebook .jp-MarkdownCell h1").wait_for(timeout=60_000)
