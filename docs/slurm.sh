@@ -6,6 +6,7 @@
 #   sbatch --nodes 4 docs/slurm.sh --model 7B --steps 240000 --lr 3e-4 --tensor-parallel 1 ...
 #
 # What follows the script's name replaces the settings below it that have the same name: the last one counts.
+# PYTHON is the Python that has llama_course; else it is that of .venv in the folder where sbatch is called, or of the PATH.
 # The folders DATA and RUN must be seen by all machines. DATA is what `llama-course data` wrote, or holds SOURCE.tokens and, with
 # the sources' proportions, mixture.json. A job that is requeued, or submitted again, goes on from its last whole checkpoint.
 # RUN becomes a run folder like any other: `llama-course generate --run`, `eval`, `serve`, `finetune` read it.
@@ -27,7 +28,8 @@
 #SBATCH --open-mode=append
 
 set -euo pipefail
-: "${DATA:=/data}" "${RUN:=/runs/65B}" "${PLAN:=}"
+: "${DATA:=/data}" "${RUN:=/runs/65B}" "${PLAN:=}" "${PYTHON:=$SLURM_SUBMIT_DIR/.venv/bin/python}"
+if [ ! -x "$PYTHON" ]; then PYTHON=python; fi
 
 # A process for each GPU that this job has on a machine; without GPUs one. Each has its share of the cores: srun does not
 # take over the number that sbatch was given.
@@ -43,7 +45,7 @@ settings=(--model 65B --steps 334000 --batch-size 2048 --seq-len 2048 --micro-ba
 if [ -n "$PLAN" ]; then settings=(--plan "$PLAN"); fi
 
 # One torchrun a machine. They meet at the head; if a rank dies, all ranks start again from the last checkpoint.
-exec srun --cpus-per-task="$cores" --kill-on-bad-exit=1 torchrun \
+exec srun --cpus-per-task="$cores" --kill-on-bad-exit=1 "$PYTHON" -m torch.distributed.run \
     --nnodes "$SLURM_NNODES" --nproc-per-node "$ranks" --max-restarts 100 \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$head:$port" \
     -m llama_course.launch --data "$DATA" --run-folder "$RUN" "${settings[@]}" \

@@ -120,6 +120,10 @@ class Cluster:
             assert time.time() < end, self.said()
             time.sleep(0.1)
 
+    def state(self, job):
+        found = self.run("scontrol", "show", "job", job).split("JobState=")[1]
+        return found.split()[0]
+
     def said(self):
         return "\n".join(p.read_text()[-3000:] for p in sorted(self.folder.glob("*.log")))
 

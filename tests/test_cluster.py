@@ -54,24 +54,24 @@ def test_the_job_of_slurm_goes_on_after_a_requeue(cluster, tmp_path):
         *("sbatch", "--parsable", *asked, "--output", log, SCRIPT, *settings.split()),
         DATA=str(tmp_path / "data"),
         RUN=str(run),
+        PYTHON=sys.executable,
     )
-    cluster.until(lambda: len(lines(run)) >= 6 or "Error" in log.read_text(), 200)
-    assert "Error" not in log.read_text(), log.read_text()
+    cluster.until(
+        lambda: (
+            len(lines(run)) >= 6 or "Error" in log.read_text() or cluster.state(job) == "FAILED"
+        ),
+        200,
+    )
+    assert "Error" not in log.read_text() and cluster.state(job) == "RUNNING", log.read_text()
     ranks = [process for process in processes(str(run)) if "\0RANK=" in process]
     assert len(ranks) == 2 and all("\0OMP_NUM_THREADS=3\0" in process for process in ranks)
     cluster.run("scontrol", "requeue", job)
-    cluster.until(lambda: "JobState=PENDING" in cluster.run("scontrol", "show", "job", job))
+    cluster.until(lambda: cluster.state(job) == "PENDING")
     seen = len(lines(run))
     assert seen < 40
     at = time.strftime("%Y-%m-%dT%H:%M:%S")
     cluster.run("scontrol", "update", f"JobId={job}", f"StartTime={at}")  # not in two minutes
-    cluster.until(
-        lambda: (
-            "JobState=COMPLETED" in (state := cluster.run("scontrol", "show", "job", job))
-            or "JobState=FAILED" in state
-        ),
-        250,
-    )
+    cluster.until(lambda: cluster.state(job) in ("COMPLETED", "FAILED"), 250)
     said = log.read_text()
     assert "REQUEUE" in said and "40/40" in said, said  # of the first life, of the second
     assert [row["step"] for row in lines(run)] == list(range(1, 41)) and RunFolder(run).is_done
@@ -117,13 +117,34 @@ def texts(place):
     return [(d.name, d.text) for d in cleaned(place / "out" / "clean" / "s", "s")]
 
 
-@NEEDS_DATA
-def test_the_pipeline_on_slurm(cluster, alone, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", cluster.env["PATH"])
+OPTIONS = 'partition = "main"\ntime = "0:10:00"\ncpus_per_task = 1\nmem_per_cpu_gb = 1\n'
+
+
+@pytest.fixture
+def user(cluster, tmp_path, monkeypatch):
+    "Somebody on the cluster who has activated no environment."
+    scripts = os.path.dirname(sys.executable)
+    own = [place for place in cluster.env["PATH"].split(":") if place != scripts]
+    monkeypatch.setenv("PATH", ":".join(own))
     monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
     monkeypatch.chdir(tmp_path)
-    options = 'partition = "main"\ntime = "0:10:00"\ncpus_per_task = 1\nmem_per_cpu_gb = 1\n'
-    path = corpus(tmp_path, f'executor = "slurm"\n[slurm]\n{options}')
+
+
+@NEEDS_DATA
+def test_failed_jobs_are_one_line(cluster, user, tmp_path):
+    "The first job fails; those that depend on it would wait for ever."
+    path = corpus(tmp_path, f'executor = "slurm"\n[slurm]\nenv_command = "exit 3"\n{OPTIONS}')
+    assert not build_corpus(path, tmp_path / "out")["done"]
+    with pytest.raises(UserError, match="0 of 3 tasks are done, and no job .* goes on") as error:
+        cluster.until(lambda: build_corpus(path, tmp_path / "out")["done"], 60)
+    name = str(error.value).split("--name ")[1].split("`")[0]
+    cluster.run("scancel", "--name", name)
+    assert "\n" not in str(error.value) and not cluster.run("squeue", "--noheader")
+
+
+@NEEDS_DATA
+def test_the_pipeline_on_slurm(cluster, user, alone, tmp_path):
+    path = corpus(tmp_path, f'executor = "slurm"\n[slurm]\n{OPTIONS}')
     assert not build_corpus(path, tmp_path / "out")["done"]  # submitted
     cluster.until(lambda: build_corpus(path, tmp_path / "out")["done"], 200)
     assert build_corpus(path, tmp_path / "out") == alone[0] and texts(tmp_path) == alone[1]

@@ -872,7 +872,9 @@ def test_jobs_are_submitted_once(tmp_path, monkeypatch, capsys):
     (tools / "sbatch").write_text(
         '#!/bin/sh\necho x >> "$SLURM_SEEN"\necho Submitted batch job 7\n'
     )
-    (tools / "sbatch").chmod(0o755)
+    (tools / "squeue").write_text("#!/bin/sh\necho Priority\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_SEEN", str(tmp_path / "seen"))
     lay_out(tmp_path / "in", [prose(i) for i in range(8)], 2)
@@ -882,6 +884,9 @@ def test_jobs_are_submitted_once(tmp_path, monkeypatch, capsys):
         made = build_corpus(path, tmp_path / "out")
         assert not made["done"] and "0 of 2 tasks are done" in capsys.readouterr().err
         assert "looks again" in describe_corpus(made)
+    (tools / "squeue").write_text("#!/bin/sh\necho DependencyNeverSatisfied\n")
+    with pytest.raises(UserError, match="no job of Slurm goes on"):
+        build_corpus(path, tmp_path / "out")
     assert (
         tmp_path / "seen"
     ).read_text() == "x\nx\n"  # the array, and the job that merges its stats

@@ -6,10 +6,13 @@ we call the ranks ourselves, in processes of our own that end with their parent:
 executor would start a manager that lives on when its parent is killed.
 """
 
+import hashlib
 import multiprocessing
 import os
+import shlex
 import subprocess
 import sys
+import sysconfig
 import threading
 from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor
@@ -58,8 +61,11 @@ def make_executor(
         if kind == "slurm":
             from datatrove.executor.slurm import SlurmPipelineExecutor
 
-            name = f"data-{stage.logs.parent.name}"
-            return SlurmPipelineExecutor(job_name=name, **recipe.slurm, **common)
+            own = {"job_name": _job_name(stage.logs.parent)}
+            if not {"env_command", "condaenv", "venv_path"} & recipe.slurm.keys():
+                scripts = shlex.quote(sysconfig.get_path("scripts"))  # of this Python
+                own["env_command"] = f"export PATH={scripts}:$PATH"
+            return SlurmPipelineExecutor(**own, **recipe.slurm, **common)
         if kind == "ray":
             from datatrove.executor.ray import RayPipelineExecutor
 
@@ -165,10 +171,31 @@ def _begin_worker(counter):
     threading.Thread(target=end, daemon=True).start()
 
 
+def _job_name(folder: Path) -> str:
+    "The name that the jobs of a source have, and no others."
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
+    return f"data-{folder.name}-{place[:8]}"
+
+
+def _none_goes_on(name: str) -> bool:
+    "Whether Slurm says that no job of this name runs, or ever will."
+    asked = ["squeue", "--me", "--noheader", "--name", name, "--format", "%r"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True)
+    except OSError:
+        return False
+    reasons, never = set(said.stdout.split()), "DependencyNeverSatisfied"
+    lost = not reasons or never in reasons and reasons <= {never, "Dependency"}  # of such a job
+    return said.returncode == 0 and lost
+
+
 def _submit(executor, stages: list[CorpusStage]) -> bool:
-    "Submits the jobs once; afterwards looks how far they are."
+    "Submits the jobs once; afterwards looks how far they are. Raises `UserError` if they failed."
     submitted = stages[0].logs.parent / "submitted"
-    if not submitted.exists():
+    name, ended = _job_name(submitted.parent), False
+    if submitted.exists():
+        ended = submitted.read_text() == name and _none_goes_on(name)  # before it is counted
+    else:
         try:
             with redirect_stderr(_no_output):
                 executor.run()  # submits the stage before as well
@@ -177,11 +204,15 @@ def _submit(executor, stages: list[CorpusStage]) -> bool:
                 f"[slurm] in the recipe: the job could not be submitted ({error}); what sbatch says"
                 " stands above."
             ) from None
-        submitted.touch()
-    done = sum(len(list((stage.logs / "completions").glob("*"))) for stage in stages)
-    print(
-        f"{submitted.parent.name}: {done} of {sum(stage.tasks for stage in stages)} tasks are done;"
-        f" if the jobs were lost, remove {submitted}",
-        file=sys.stderr,
-    )
-    return not ranks_to_do(executor, stages[-1].out)
+        submitted.write_text(name)
+    dones = [len(list((stage.logs / "completions").glob("*"))) for stage in stages]
+    is_done = not ranks_to_do(executor, stages[-1].out)
+    far = f"{submitted.parent.name}: {sum(dones)} of {sum(s.tasks for s in stages)} tasks are done"
+    if ended and not is_done:
+        logs = next((s.logs for s, n in zip(stages, dones) if n < s.tasks), stages[-1].logs)
+        raise UserError(
+            f"{far}, and no job of Slurm goes on: see {logs / 'slurm_logs'}; after `scancel --name"
+            f" {name}` and `rm {submitted}` the same command submits what is left."
+        )
+    print(f"{far}; if the jobs were lost, remove {submitted}", file=sys.stderr)
+    return is_done

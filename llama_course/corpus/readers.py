@@ -88,7 +88,7 @@ def dataset_parts(
         if (Path(path) / "state.json").exists():
             rows = datasets.load_from_disk(path).to_iterable_dataset(num_shards=world_size)
         else:
-            rows = datasets.load_dataset(path, streaming=True, **({"split": "train"} | options))
+            rows = _streamed(path, {"split": "train"} | options)
         number = rows.num_shards
     except Exception as error:  # whatever it was, the user named what cannot be opened
         raise UserError(
@@ -96,6 +96,17 @@ def dataset_parts(
         ) from None
     own = range(rank * number // world_size, (rank + 1) * number // world_size)
     return {f"part {i} of {number}": _rows_of(rows, number, i) for i in own}
+
+
+def _streamed(path: str, options: dict):
+    "What `datasets.load_dataset` does for a stream, but a table may begin with no row."
+    split = options.pop("split")
+    for name in ("keep_in_memory", "save_infos", "trust_remote_code", "verification_mode"):
+        options.pop(name, None)  # are of no account for a stream
+    builder = need("datasets", "data").load_dataset_builder(path, **options)
+    if getattr(builder.config, "batch_size", 0) is None:
+        builder.config.batch_size = 1000  # else as many as the first group has, and 0 is refused
+    return builder.as_streaming_dataset(split)
 
 
 def _rows_of(rows, number: int, part: int) -> Iterator[tuple[str, Any]]:
