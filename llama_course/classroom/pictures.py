@@ -1,7 +1,9 @@
 "The result of a right answer beside the target, as a picture, where one makes sense."
 
+import contextlib
 import html
 import io
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,7 +82,9 @@ def picture(
         args = plan.make()
         if len(args) != len(exercise.names):
             return ""
-        yours = observe(answer, *args, call=exercise.call, seconds=5).value
+        with open(os.devnull, "w") as nowhere:  # what it prints was shown when it was judged
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                yours = observe(answer, *args, call=exercise.call, seconds=5).value
         target = observe(exercise.truth, *args).value
         figure = Figure(figsize=(6.4, 2.9), layout="constrained")
         for axes, name, result in zip(

@@ -35,6 +35,7 @@ KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PAT
 SET_VARIABLES = {
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "Agg", "USER": "learner",
+    "MALLOC_ARENA_MAX": "2",  # else each thread reserves 64 MB of the memory that it may use
 }  # fmt: skip
 FOREIGN = "it wrote to the judge's own channel"
 TIME_IS_UP = "the notebook's time is up"
