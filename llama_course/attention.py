@@ -189,6 +189,8 @@ def fused_attention(
 ) -> Tensor:  # (B, H, T, Q)
     "What `causal_attention` returns, by PyTorch's fused kernels. (LLaMA, sec. 2.4)"
     T, S, shared = q.size(-2), k.size(-2), q.size(1) != k.size(1)
+    if T == 1 and q.element_size() == 2 and q.device.type == "cpu":  # for which its kernel in 16 bits is slow
+        return fused_attention(q.float(), k.float(), v.float()).to(q.dtype)
     if T == S: return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
     # is_causal would take the queries for the first T positions; one query alone sees everything
     seen = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
