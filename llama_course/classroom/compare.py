@@ -167,7 +167,9 @@ def _tensor_misfit(
         return ""
     ratio = (error / allowed).nan_to_num(torch.inf, torch.inf).masked_fill(error <= allowed, -1)
     place = tuple(int(i) for i in torch.unravel_index(ratio.argmax(), want.shape))
-    numbers = f"{got[place]:.6g} came back at {place}, {want[place]:.6g} is expected"
+    few = f"{got[place]:.6g}" != f"{want[place]:.6g}"  # digits that tell the two apart
+    digits = 6 if few else 17
+    numbers = f"{got[place]:.{digits}g} came back at {place}, {want[place]:.{digits}g} is expected"
     if exact:
         return numbers
     return f"{numbers} (error {error[place]:.2g}, rounding explains {allowed[place]:.1g})"
