@@ -86,7 +86,7 @@ def compare_parts(
     seed: int = 0,
 ) -> list[Comparison]:
     "Each of the learner's parts, by itself, against the course's."
-    library = {False: losses_of(Assembly(), seed=seed)}
+    library, their_norms = losses_of(Assembly(), seed=seed)
     found = []
     for part in assembly.own:
         compared = Comparison(part)
@@ -95,9 +95,8 @@ def compare_parts(
                 compared.fault = TRIED[part.slot](part.function)
             else:
                 ours, norms = losses_of(assembly.only(part.slot), seed=seed)
-                compared.losses, (compared.library, theirs) = ours, library[False]
-                if part.slot != "schedule":
-                    compared.fault = _departure(ours, norms, compared.library, theirs)
+                compared.losses, compared.library = ours, library
+                compared.fault = _departure(ours, norms, library, their_norms)
         except (Exception, SystemExit) as error:
             compared.fault = f"it ends in {one_line(error, part.function)}"
         found.append(compared)

@@ -196,6 +196,8 @@ def _summary(task: Exercise, graded: list[Graded]) -> dict:
     rows = [row for one in graded for row in one.outcome.exercises if row["name"] == task.name]
     mistakes = Counter(row["mistake"]["name"] for row in rows if row["mistake"])
     texts = {row["mistake"]["name"]: row["mistake"] for row in rows if row["mistake"]}
+    wrong = [row for row in rows if not row["passed"]]
+    unnamed = Counter(row["messages"][0] for row in wrong if row["messages"] and not row["mistake"])
     return {
         "name": task.name,
         "chapter": task.chapter,
@@ -206,6 +208,7 @@ def _summary(task: Exercise, graded: list[Graded]) -> dict:
         "none": sum(row["points"] == 0 for row in rows),
         "mean": sum(row["points"] for row in rows) / len(rows),
         "mistakes": [texts[name] | {"students": n} for name, n in mistakes.most_common()],
+        "unnamed": [{"students": n, "message": text} for text, n in unnamed.most_common(3)],
     }
 
 

@@ -82,8 +82,10 @@ def _cells(path: Path) -> list[dict[str, Any]]:
         notebook = json.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         kind = next((kind for start, kind in FIRST_BYTES.items() if data.startswith(start)), "")
-        reason = f"its content is {kind}" if kind else f"{type(error).__name__} in reading"
-        raise Unreadable(path, "not a notebook", f"{reason}; give an .ipynb file") from None
+        reason = f"its content is {kind}" if kind else f"it cannot be read ({type(error).__name__})"
+        raise Unreadable(
+            path, "not a notebook", f"{reason}; give the notebook as Jupyter saves it"
+        ) from None
     except MemoryError:
         raise Unreadable(path, "too large", "to be read in the memory that it may use") from None
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
