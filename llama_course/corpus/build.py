@@ -43,8 +43,9 @@ def build_corpus(
     chosen = recipe.tokens.tokenizer
     tokenizer = Tokenizer.load(chosen) if chosen else None
     with only_one(place):
-        for half in place.rglob(".*.part"):  # of a killed process
-            half.unlink(missing_ok=True)
+        if recipe.executor == "local":  # elsewhere jobs may be writing them just now
+            for half in place.rglob(".*.part"):  # of a killed process
+                half.unlink(missing_ok=True)
         recipe = _note_beginning(place, recipe)
         stages = {name: stages_of(s, place, recipe.tasks) for name, s in recipe.sources.items()}
         done = [run_source(recipe, name, parts) for name, parts in stages.items()]
