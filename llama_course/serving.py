@@ -70,9 +70,11 @@ class Job:
     seed: int | None = None
     stop_id: int | frozenset | None = None  # one id, or several, that end the text and are not part of it
     on_token: Callable = lambda i: None  # gets each id as it is drawn, and None at the end
+    on_logits: Callable = lambda logits: None  # gets the (V,) logits before each id is drawn
     ids: list[int] = field(default_factory=list)  # what has been written
     reason: str = ""  # why it ended: stop, length, cancelled, error; empty while it has not
     cancelled: bool = False  # set it to have the row back
+    error: Exception | None = None  # what went wrong, where the reason is error
 
     def end(self, reason: str):
         "Nothing more is written."
@@ -139,8 +141,9 @@ def join(self: Batcher, row: int, job: Job):
     self.rows[row], self.generators[row] = job, torch.Generator()
     if job.seed is None: self.generators[row].seed()
     else: self.generators[row].manual_seed(job.seed)
-    logits = self.model(torch.tensor([job.prompt]), cache=self.cache[row : row + 1])
-    self.draw(row, logits[0, -1])
+    try: logits = self.model(torch.tensor([job.prompt]), cache=self.cache[row : row + 1])[0, -1]
+    except Exception as error: return self.fail(row, error)
+    self.draw(row, logits)
 
 # %% ../nbs/22_serving.ipynb #c026
 @patch
@@ -161,13 +164,24 @@ def draw(
 ):
     "Draws the next token of a row; the job may end with it."
     job = self.rows[row]
-    i = sample_next(logits[None], generator=self.generators[row], **job.sampling).item()
+    try:
+        job.on_logits(logits)
+        i = sample_next(logits[None], generator=self.generators[row], **job.sampling).item()
+    except Exception as error: return self.fail(row, error)
     if job.cancelled: return self.leave(row, "cancelled")
     if i in stop_set(job.stop_id): return self.leave(row, "stop")
     self.tokens[row] = i
     job.ids.append(i)
     job.on_token(i)
     if len(job.ids) == job.max_new_tokens: self.leave(row, "length")
+
+
+@patch
+def fail(self: Batcher, row: int, error: Exception):
+    "Ends a row's job, whose own fault it is; the other rows go on."
+    job, job.error = self.rows[row], error
+    for t in (*self.cache.keys, *self.cache.values): t[row] = 0  # even masked, NaN times 0 is NaN
+    self.leave(row, "error")
 
 
 @patch
