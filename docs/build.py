@@ -245,9 +245,21 @@ def write_page(path: Path, contents: str, texts: Texts):
         for data in [output["data"] for output in cell.get("outputs", []) if "data" in output]:
             if "text/markdown" in data:
                 data["text/markdown"] = move("".join(data["text/markdown"]))
+            if "<svg" in "".join(data.get("text/html", "")):
+                data["text/html"] = readable("".join(data["text/html"]))
     if home:
         notebook.cells.append(mk_cell(contents, "markdown"))
     write_nb(notebook, target)
+
+
+def readable(drawing: str, least: float = 10.5) -> str:  # the least height of letters, in pixels
+    "The drawing with a width below which it does not shrink: a phone scrolls it sideways."
+    sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)"', drawing)]
+    box = re.search(r'viewBox="\S+ \S+ ([\d.]+)', drawing)
+    if not sizes or not box:
+        return drawing
+    width = f"min-width:{float(box[1]) * least / min(sizes):.0f}px;"
+    return re.sub(r'(<svg role="img"[^>]*style=")', rf"\g<1>{width}", drawing, count=1)
 
 
 def outside(text: str, change) -> str:
