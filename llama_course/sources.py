@@ -224,19 +224,19 @@ class NearDuplicates:
     ):
         fits = [r for r in (1, 2, 4, 8, 16, 32) if (1 - threshold**r) ** (count // r) < 1e-3]
         self.threshold, self.count, self.size, self.rows = threshold, count, size, max(fits, default=1)
-        self.signatures, self.drawers, self.compared, self.twins = [], {}, 0, []
+        self.signatures, self.buckets, self.compared, self.twins = [], {}, 0, []
 
     def __call__(self, document):
         signature = minhash(shingles(document.text, self.size), self.count)
-        drawers = list(enumerate(band.tobytes() for band in signature.reshape(-1, self.rows)))
-        met = sorted({number for drawer in drawers for number in self.drawers.get(drawer, ())})
+        buckets = list(enumerate(band.tobytes() for band in signature.reshape(-1, self.rows)))
+        met = sorted({number for bucket in buckets for number in self.buckets.get(bucket, ())})
         self.compared += len(met)
         for number in met:
             name, other = self.signatures[number]
             if (estimate := float((signature == other).mean())) > self.threshold:
                 self.twins.append((document.name, name, estimate))
                 return None
-        for drawer in drawers: self.drawers.setdefault(drawer, []).append(len(self.signatures))
+        for bucket in buckets: self.buckets.setdefault(bucket, []).append(len(self.signatures))
         self.signatures.append((document.name, signature))
         return document
 
@@ -332,7 +332,8 @@ def expand_macros(
         if token["kept"]:
             out.append(name)
         elif (found := definition(text, token.start()))[0]:
-            macros[found[0][0]], place = found[0][1:], found[1]
+            (macro, *meaning), place = found
+            if name != r"\providecommand" or macro not in macros: macros[macro] = meaning
         elif name in macros and (use := _use(text, place, *macros[name])):
             body, place = use
             if re.search(r"\\[A-Za-z@]+$", body) and text[place : place + 1].isalpha():
