@@ -30,7 +30,7 @@ class FeedForward(nn.Module):
     ):
         super().__init__()
         self.w1 = nn.Linear(dim, hidden_dim, bias=bias)  # the gate
-        self.w2 = nn.Linear(hidden_dim, dim, bias=bias)  # the backward pass
+        self.w2 = nn.Linear(hidden_dim, dim, bias=bias)  # back to the width of the model
         self.w3 = nn.Linear(dim, hidden_dim, bias=bias)  # what passes
 
     def forward(

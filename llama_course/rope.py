@@ -61,9 +61,9 @@ class RopeScaling:
     "How the angles of a model differ that was trained further, on longer texts."
     kind: Literal["linear", "dynamic", "llama3", "yarn"] = option(help="which pairs turn more slowly")
     factor: float = option(help="s, how much more slowly the slowest pairs turn", ge=1, le=2**20)
-    original_len: int | None = option(None, "L, the context before, for llama3 and yarn", ge=1, le=2**24)
-    low_turns: float | None = option(None, "turns within L, up to which a pair is slowed down", gt=0)
-    high_turns: float | None = option(None, "turns within L, from which on a pair is left alone", gt=0)
+    original_len: int | None = option(None, "tokens of the context before, for llama3 and yarn", ge=1, le=2**24)
+    low_turns: float | None = option(None, "turns within that context, up to which a pair is slowed down", gt=0)
+    high_turns: float | None = option(None, "turns within that context, from which on a pair is left alone", gt=0)
     magnitude: float | None = option(None, "of cosines and sines, for yarn; 1 + 0.1 ln s if left out", gt=0)
     whole_pairs: bool = option(True, "yarn: the mixture begins and ends at a pair, not between two")
 
