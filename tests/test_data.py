@@ -358,6 +358,30 @@ def test_every_damaged_byte_is_noticed(shard):
     assert Shard(shard.path).verify().digest == good[96:128].hex()
 
 
+@pytest.mark.parametrize("piece", [16, 50, 10**6])
+def test_a_large_shard_has_a_checksum_for_each_piece(tmp_path, monkeypatch, piece):
+    "hashlib says what they should be; one bit anywhere is found, and the piece is named."
+    monkeypatch.setattr("llama_course.support.shards.PIECE", piece)
+    texts = ["a", "bb", "", "c" * 60, "dd" * 20]
+    shard = write_shard(tmp_path / "a.bin", documents(*texts), Bytes())
+    good, size, counted = shard.path.read_bytes(), shard.tokens.nbytes, []
+    tokens, sums = good[128 : 128 + size], good[128 + size :]
+    cut = [hashlib.sha256(tokens[i : i + piece]).digest() for i in range(0, size, piece)]
+    assert sums == (b"".join(cut) if size > piece else b"")
+    assert hashlib.sha256((sums or tokens) + good[:96]).digest() == good[96:128]
+    assert Shard(shard.path).verify(counted.append, 3) and sum(counted) == size
+    for at in range(0, len(good), 7):
+        shard.path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(UserError, match="a.bin .*write it anew") as error:
+            Shard(shard.path).verify(workers=2)
+        if size > piece and 128 <= at < 128 + size:
+            begin = (at - 128) // piece * piece + 128
+            assert f"bytes {begin:,} to {min(begin + piece, 128 + size):,}" in str(error.value)
+    shard.path.write_bytes(good[:-1])
+    with pytest.raises(UserError, match="cut off"):
+        Shard(shard.path)
+
+
 def test_opening_reads_the_header_alone(tmp_path):
     "A shard of a terabyte (a sparse file) is open at once."
     head = FIELDS.pack(b"LLAMATOK", 1, 2, 2**39, 32000, 2**41, bytes(32)) + bytes(32)
@@ -398,10 +422,10 @@ def test_missing_file_folder_and_wrong_tokenizer(tmp_path, shard):
 
 def test_a_later_format_is_refused_by_its_number(shard):
     good = bytearray(shard.path.read_bytes())
-    good[8] = 2
+    good[8] = 3
     good[96:128] = hashlib.sha256(bytes(good[128:]) + bytes(good[:96])).digest()
     shard.path.write_bytes(good)
-    with pytest.raises(UserError, match="format 2, and this library reads format 1"):
+    with pytest.raises(UserError, match="format 3, and this library reads formats 1 and 2"):
         Shard(shard.path)
 
 

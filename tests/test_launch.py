@@ -17,6 +17,7 @@ import torch
 from forked import Forked, as_command
 from training_run import Letters
 
+from llama_course.corpus.build import verify_corpus
 from llama_course.data import Document
 from llama_course.fault_tolerance import check_finite, read_table
 from llama_course.files.load import load
@@ -354,14 +355,20 @@ def test_what_the_trainer_leaves_is_read_by_everything(tmp_path):
     assert (run.path / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_damaged_shard_is_found_before_a_run_begins(data, tmp_path):
-    "Once, by one of the ranks; and the shard that data.json names is the one that is read."
+def test_a_shard_that_is_cut_off_or_another_is_found_before_a_run_begins(data, tmp_path):
+    "At each start by its length and by data.json; its tokens are read by `data --verify` alone."
     shutil.copytree(data, tmp_path / "data")
     shard = tmp_path / "data" / "b.tokens"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
     status, err = finish(1, command(tmp_path / "data", tmp_path / "run"))
-    assert status == 2 and "b.tokens is damaged" in err and len(err.strip().splitlines()) == 1
+    assert status == 2 and "b.tokens is cut off" in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run" / "run.json").exists()
+    shard.write_bytes(whole[:-1] + b"!")
+    with pytest.raises(UserError, match="b.tokens is damaged"):
+        verify_corpus(tmp_path / "data")
+    shard.write_bytes(whole)
+    assert verify_corpus(tmp_path / "data") > len(whole)
     prep = tmp_path / "prep"
     (prep / "tokens").mkdir(parents=True)
     shutil.copy(data / "a.tokens", prep / "tokens" / "a.train.tokens")
@@ -369,6 +376,10 @@ def test_a_damaged_shard_is_found_before_a_run_begins(data, tmp_path):
     (prep / "begun.json").write_text("{}")
     (prep / "data.json").write_text(json.dumps({"sources": {"a": about}}))
     with pytest.raises(UserError, match="is not the shard that .*data.json names"):
+        open_data(prep)
+    about["shards"] = {"tokens/a.held_out.tokens": {"sha256": "0" * 64}}
+    (prep / "data.json").write_text(json.dumps({"sources": {"a": about}}))
+    with pytest.raises(UserError, match="has no tokens/a.held_out.tokens"):
         open_data(prep)
 
 

@@ -6,6 +6,7 @@ size three things are to be replaced: the single task that looks for duplicates,
 that writes the tokens, and a language model of good text trained anew in every task.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +28,7 @@ from llama_course.corpus.stages import cleaned, gather_counts, stages_of
 from llama_course.data import Document, is_held_out
 from llama_course.support.disk import atomic_write, only_one, read_json, write_json
 from llama_course.support.errors import UserError
-from llama_course.support.shards import Shard, write_shard
+from llama_course.support.shards import Shard, verify_shards, write_shard
 from llama_course.tokenizer import Tokenizer
 
 CORPUS_FORMAT = "llama_course data 2"
@@ -148,23 +149,24 @@ def write_tokens(
 
 
 def verify_corpus(
-    folder: str | Path,  # what `build_corpus` made
+    folder: str | Path,  # what `build_corpus` made, or any folder of *.tokens
 ) -> int:  # bytes that were read
-    "Reads all token shards once. Raises `UserError` at one that is not as data.json says."
+    """Reads all token shards once, on all cores. Raises `UserError` at one that is not as it was
+    written, or as data.json says."""
     about = prepared(folder)
-    if about is None:
-        raise UserError(f"{folder} was not made by `llama-course data`: choose its folder.")
-    named = [source.get("shards", {}) for source in about["sources"].values()]
-    files = {file: shard for source in named for file, shard in source.items()}
-    if not files:
-        raise UserError(f"{folder} has no shards that its data.json names: nothing to verify.")
-    shards = {file: Shard(Path(folder) / file) for file in files}
-    size = sum(shard.path.stat().st_size for shard in shards.values())
+    named = [source.get("shards", {}) for source in about["sources"].values()] if about else []
+    digests = {file: facts["sha256"] for source in named for file, facts in source.items()}
+    if not about:
+        digests = {path.name: None for path in sorted(Path(folder).glob("*.tokens"))}
+    if not digests:
+        raise UserError(f"{folder} has no token shards to verify: choose the folder of the data.")
+    shards = [Shard(Path(folder) / file) for file in digests]
+    for shard, digest in zip(shards, digests.values()):
+        if digest and shard.digest != digest:
+            raise UserError(f"{shard.path} is not the shard that data.json names: restore it.")
+    size = sum(shard.path.stat().st_size for shard in shards)
     with tqdm(total=size, unit="B", unit_scale=True, desc="verifying", disable=None) as bar:
-        for file, shard in shards.items():
-            if shard.digest != files[file]["sha256"]:
-                raise UserError(f"{shard.path} is not the shard that data.json names: restore it.")
-            shard.verify(bar.update)
+        verify_shards(shards, bar.update, os.cpu_count() or 1)
     return size
 
 

@@ -2,11 +2,8 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
-
-import torch.distributed as dist
 
 from llama_course import __version__
 from llama_course.attention import use_attention
@@ -80,9 +77,10 @@ def open_data(
 ) -> OpenedData:
     """The shards, each source's share, and the tokenizer's file if there is one.
 
-    Shares are those of the data's recipe, or of mixture.json, or by size. Nothing but the headers
-    is read. Raises `UserError` where there is nothing to train on, or a shard is not the one that
-    data.json names.
+    Shares are those of the data's recipe, or of mixture.json, or by size. Of every shard the header
+    is read: its length is compared with the file's, its checksum with that in data.json. The tokens
+    are not read: `llama-course data --verify` does that, once. Raises `UserError` where there is
+    nothing to train on, or a shard is not the one that data.json names.
     """
     root = folder.parent if folder.name == "tokens" and prepared(folder.parent) else folder
     about = prepared(root)
@@ -103,7 +101,7 @@ def open_data(
     mixture = tokens / "mixture.json"
     if about:
         shares = {name: float(source["proportion"]) for name, source in about["sources"].items()}
-        _check_named(root, about, shards)
+        _check_named(root, about, sides)
     elif mixture.exists():
         shares = read_json(mixture)
     else:
@@ -113,33 +111,21 @@ def open_data(
     return OpenedData(shards, sides["held_out"], shares, model if model.is_file() else None)
 
 
-def _check_named(root: Path, about: dict, shards: dict[str, Shard]) -> None:
+def _check_named(root: Path, about: dict, sides: dict[str, dict[str, Shard]]) -> None:
     "Raises `UserError` where data.json names another shard, or one that is not there."
     for source, facts in about["sources"].items():
-        if source not in shards:
+        if source not in sides["train"]:
             raise UserError(f"{root} has no training shard of {source}: run `llama-course data`.")
-        named = facts.get("shards", {}).get(f"tokens/{shards[source].path.name}")
-        if named and named["sha256"] != shards[source].digest:
-            raise UserError(
-                f"{shards[source].path} is not the shard that {root / 'data.json'} names: restore"
-                " it, or run `llama-course data` again."
-            )
-
-
-def verify_shards(shards: list[Shard], ranks: Ranks) -> None:
-    "Each shard is read by one rank; `UserError` on all ranks if one is damaged."
-    # a group of its own, whose patience is that of a disk
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    wrong = ""
-    try:
-        for shard in shards[dist.get_rank() :: dist.get_world_size()]:
-            shard.verify()
-    except UserError as error:
-        wrong = str(error)
-    found = [wrong] * ranks.world
-    dist.all_gather_object(found, wrong, group=group)
-    if first := next(filter(None, found), ""):
-        raise UserError(first)
+        for file, named in facts.get("shards", {}).items():
+            side = "held_out" if file.endswith(".held_out.tokens") else "train"
+            shard = sides[side].get(source)
+            if shard is None:
+                raise UserError(f"{root} has no {file}, which its data.json names: restore it.")
+            if named["sha256"] != shard.digest:
+                raise UserError(
+                    f"{shard.path} is not the shard that {root / 'data.json'} names: restore it, or"
+                    " run `llama-course data` again."
+                )
 
 
 def pretrain(recipe: Recipe, settings: Pretraining) -> None:
@@ -152,8 +138,6 @@ def pretrain(recipe: Recipe, settings: Pretraining) -> None:
     recipe = replace(recipe, proportions=data.shares)
     run = RunFolder(s.run_folder)
     is_done = run.is_done  # before anybody begins, or the ranks would not agree
-    if not run.exists:
-        verify_shards([*data.train.values(), *data.held_out.values()], ranks)
 
     def spread(model):
         if recipe.attention:

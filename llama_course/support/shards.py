@@ -5,12 +5,18 @@ of tokens, the vocabulary, the bytes of text that they stand for, the tokenizer'
 a SHA-256 over all of this and the tokens. Opening a shard reads these 128 bytes, whatever its size;
 `verify` reads all of it. Chapter 3 has the idea: tokens are an array on disk that
 is mapped into memory.
+
+SHA-256 runs through a file from its beginning to its end, on one core. A shard of more than one
+piece (64 MiB) therefore has format 2: behind the tokens stands the SHA-256 of each piece, and the
+one in front is over these and the fields. Its pieces can be read in any order, on all cores.
 """
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +25,12 @@ from llama_course.support.disk import atomic_write
 from llama_course.support.errors import UserError
 
 MAGIC = b"LLAMATOK"
-VERSION = 1
+WHOLE, IN_PIECES = 1, 2  # formats
+PIECE = 2**26  # bytes of tokens with a checksum of their own
 # magic word, version, bytes per token, tokens, vocabulary, bytes of text, tokenizer's fingerprint
 FIELDS = struct.Struct("<8sIIQQQ32s24x")
 PAYLOAD = FIELDS.size + 32  # the tokens begin after the fields and their checksum
+CHUNK = 2**24  # bytes that are read at a time
 
 
 class ShardHeader(NamedTuple):
@@ -33,6 +41,7 @@ class ShardHeader(NamedTuple):
     vocab_size: int
     text_bytes: int  # of the text in UTF-8
     tokenizer: str  # fingerprint, 64 hexadecimal digits
+    version: int  # of the format
 
 
 class Shard:
@@ -45,7 +54,8 @@ class Shard:
     ):
         self.path = Path(path)
         header, self.digest = _header(self.path)
-        self.vocab_size, self.text_bytes, self.tokenizer = header[2:]
+        self.vocab_size, self.text_bytes, self.tokenizer = header[2:5]
+        self.in_pieces = header.version == IN_PIECES
         if tokenizer is not None and tokenizer.fingerprint != self.tokenizer:
             theirs, yours = self.tokenizer[:8], tokenizer.fingerprint[:8]
             raise UserError(
@@ -62,18 +72,76 @@ class Shard:
     def verify(
         self,
         read: Callable[[int], Any] = lambda n: None,  # is called after every so many bytes
+        workers: int = 1,  # threads
     ) -> "Shard":  # itself
         "Reads all of it once. Raises `UserError` if one bit is not as it was written."
+        verify_shards([self], read, workers)
+        return self
+
+    def parts(self) -> list[Callable[[Callable[[int], Any]], None]]:
+        """What has to be done to verify it: calls that may run at once, each told who counts bytes.
+
+        Each raises `UserError` if its part is not as it was written.
+        """
+        size, fields = self.tokens.nbytes, self._bytes(0, FIELDS.size)
+        if not self.in_pieces:
+            return [lambda read: self._compare(0, size, fields, bytes.fromhex(self.digest), read)]
+        sums = self._bytes(PAYLOAD + size, None)
+        if hashlib.sha256(sums + fields).hexdigest() != self.digest:
+            raise UserError(f"{self.path} is damaged, its checksum is wrong: write it anew.")
+
+        def of(i: int) -> Callable[[Callable[[int], Any]], None]:
+            begin, end, told = i * PIECE, min((i + 1) * PIECE, size), sums[32 * i : 32 * i + 32]
+            return lambda read: self._compare(begin, end, b"", told, read)
+
+        return [of(i) for i in range(-(-size // PIECE))]
+
+    def _compare(
+        self, begin: int, end: int, after: bytes, told: bytes, read: Callable[[int], Any]
+    ) -> None:
+        "Raises `UserError` if these bytes of tokens, and what comes after, have another checksum."
+        digest = hashlib.sha256()
         with open(self.path, "rb") as file:
-            head = file.read(PAYLOAD)
-            digest = hashlib.sha256()
-            while part := file.read(2**24):
+            file.seek(PAYLOAD + begin)
+            for at in range(begin, end, CHUNK):
+                part = file.read(min(CHUNK, end - at))
                 digest.update(part)
                 read(len(part))
-        digest.update(head[: FIELDS.size])
-        if digest.digest() != head[FIELDS.size :]:
-            raise UserError(f"{self.path} is damaged, its checksum is wrong: write it anew.")
-        return self
+        digest.update(after)
+        if digest.digest() != told:
+            raise UserError(
+                f"{self.path} is damaged, the checksum of its bytes {PAYLOAD + begin:,} to"
+                f" {PAYLOAD + end:,} is wrong: write it anew."
+                if end - begin < self.tokens.nbytes
+                else f"{self.path} is damaged, its checksum is wrong: write it anew."
+            )
+
+    def _bytes(self, begin: int, size: int | None) -> bytes:
+        "From a place on; to the end where no size is given."
+        with open(self.path, "rb") as file:
+            file.seek(begin)
+            return file.read(size)
+
+
+def verify_shards(
+    shards: Iterable[Shard],
+    read: Callable[[int], Any] = lambda n: None,  # is called after every so many bytes
+    workers: int = 1,  # threads; SHA-256 holds none of them up
+) -> None:
+    "Reads all of them once, several pieces at a time. Raises `UserError` at the first bad one."
+    parts, lock = [part for shard in shards for part in shard.parts()], Lock()
+
+    def counted(size: int) -> None:
+        with lock:
+            read(size)
+
+    with ThreadPoolExecutor(workers) as pool:
+        found = [pool.submit(part, counted) for part in parts]
+        try:
+            for future in found:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def write_shard(
@@ -84,13 +152,13 @@ def write_shard(
     "Writes BOS, tokens, EOS of each document, whole or not at all. Raises `UserError`."
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     count = text_bytes = 0
-    digest = hashlib.sha256()
+    pieces = _Pieces()
     with atomic_write(path) as file:
         file.write(bytes(PAYLOAD))  # the fields are known only at the end
         for document in documents:
             ids = encode_document(document, tokenizer).astype(dtype)
             file.write(ids.tobytes())
-            digest.update(ids.tobytes())
+            pieces.update(ids.tobytes())
             count, text_bytes = count + len(ids), text_bytes + len(document.text.encode())
         if not count:
             raise UserError(
@@ -98,17 +166,48 @@ def write_shard(
             )
         fields = FIELDS.pack(
             MAGIC,
-            VERSION,
+            IN_PIECES if count * dtype.itemsize > PIECE else WHOLE,
             dtype.itemsize,
             count,
             tokenizer.vocab_size,
             text_bytes,
             bytes.fromhex(tokenizer.fingerprint),
         )
+        sums, digest = pieces.close()
+        file.write(sums)
         digest.update(fields)
         file.seek(0)
         file.write(fields + digest.digest())
     return Shard(path)
+
+
+class _Pieces:
+    "The checksum of each piece of what is written, and the one over all of it."
+
+    def __init__(self) -> None:
+        self.sums, self.digest, self.room = b"", hashlib.sha256(), PIECE
+
+    def update(self, data: bytes) -> None:
+        "Some bytes more."
+        for part in self._cut(memoryview(data)):
+            if not self.room:
+                self.sums += self.digest.digest()
+                self.digest, self.room = hashlib.sha256(), PIECE
+            self.digest.update(part)
+            self.room -= len(part)
+
+    def _cut(self, data: memoryview) -> Iterator[memoryview]:
+        while data:
+            size = self.room or PIECE
+            yield data[:size]
+            data = data[size:]
+
+    def close(self) -> tuple[bytes, Any]:  # what stands behind the tokens; the digest to go on with
+        "All is written. One piece has no checksum of its own."
+        if not self.sums:
+            return b"", self.digest
+        sums = self.sums + self.digest.digest()
+        return sums, hashlib.sha256(sums)
 
 
 def encode_document(
@@ -139,15 +238,17 @@ def _header(path: Path) -> tuple[ShardHeader, str]:  # what it says; the checksu
             f"{path} is not a token shard of this library: give another path, or write it anew."
         )
     _, version, width, count, vocab_size, text_bytes, tokenizer = FIELDS.unpack_from(head)
-    if version != VERSION:
+    if version not in (WHOLE, IN_PIECES):
         raise UserError(
-            f"{path} has format {version}, and this library reads format {VERSION}: write it anew."
+            f"{path} has format {version}, and this library reads formats {WHOLE} and {IN_PIECES}:"
+            " write it anew."
         )
     whole = PAYLOAD + width * count
+    if version == IN_PIECES:
+        whole += 32 * -(-width * count // PIECE)
     if size < whole:
         raise UserError(f"{path} is cut off after {size:,} of {whole:,} bytes: write it anew.")
     if size > whole or width not in (2, 4):
         raise UserError(f"{path} is damaged, it has not the length of its tokens: write it anew.")
-    return ShardHeader(width, count, vocab_size, text_bytes, tokenizer.hex()), head[
-        FIELDS.size :
-    ].hex()
+    header = ShardHeader(width, count, vocab_size, text_bytes, tokenizer.hex(), version)
+    return header, head[FIELDS.size :].hex()
