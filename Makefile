@@ -6,6 +6,7 @@
 #   make slides  slides for a first lecture, into docs/_slides
 #   make bench   run the benchmarks
 #   make chapter N=08   check one chapter: export it, run it, its tests and its exercise
+#   make cluster   the tests that need a real Slurm (apt-get install slurm-wlm munge) and Ray
 #   make mutants N=08   change every solution at one place: does its judge notice?
 #   make update  renew requirements.lock with the newest versions, and run everything
 # After an edit in nbs/ or solutions/: make generate
@@ -30,7 +31,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test docs slides bench chapter mutants update generate
+.PHONY: help demo lab test docs slides bench chapter cluster mutants update generate
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -78,6 +79,13 @@ bench: $(READY)
 
 chapter: $(READY)
 	@$(BIN)/python tools/chapter.py $(N)
+
+# Slurm and munge come from the system; Ray, Weights & Biases and MLflow are added to .venv.
+cluster: $(READY)
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld >/dev/null && command -v munged >/dev/null || \
+	  { echo "Slurm is not installed: apt-get install slurm-wlm munge"; exit 1; }
+	@$(PIP) --no-build-isolation --editable ".[cluster]"
+	$(SHARED) $(BIN)/pytest -rs tests/test_cluster.py tests/test_path.py $(ARGS)
 
 mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(N) $(ARGS)

@@ -223,7 +223,7 @@ def test_the_rows_that_were_kept_aside(kept_aside):
         )
     )
     assert len(kept_aside) == 188 and np.median(np.abs(list(found.values()))) < 0.05
-    # two that contradict the table's other rows (chapter 19), and the one the term below is fitted to
+    # rows that contradict the table's others (chapter 19); one that the term below is fitted to
     faults = {
         (1536, 8, 1024, "A100-80GB"),
         (1536, 8, 512, "A100-80GB"),
@@ -235,7 +235,7 @@ def test_the_rows_that_were_kept_aside(kept_aside):
 
 
 def test_a_full_card_waits_for_its_allocator(kept_aside):
-    "MPT-30B with 8,192 tokens, MPT-13B on 8 and MPT-70B on 64 cards of 40 GB: no other row is held up."
+    "30B with 8,192 tokens, 13B on 8 and 70B on 64 cards of 40 GB: no other row is held up."
     full = [r for r in kept_aside if lacks_room(r.config, r.layout, GPUS[r.gpu], r.seq_len, r.code)]
     assert sorted((r.config.dim, r.layout.data) for r in full) == [(5120, 8)] * 5 + [
         (7168, 8)
