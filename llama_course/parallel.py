@@ -138,7 +138,8 @@ def gpu_intervals(
     profile,  # a finished torch.profiler.profile
 ) -> tuple[list, list]:  # (start, end) of messages, of computations
     "When the GPU's kernels ran: those of NCCL, and the others."
-    kernels = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    cuda = torch.autograd.DeviceType.CUDA
+    kernels = [e for e in profile.events() if e.device_type == cuda and not e.is_user_annotation]
     spans = {True: [], False: []}
     for e in kernels: spans["nccl" in e.name.lower()].append((e.time_range.start, e.time_range.end))
     return spans[True], spans[False]
