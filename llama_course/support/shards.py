@@ -30,7 +30,7 @@ PIECE = 2**26  # bytes of tokens with a checksum of their own
 # magic word, version, bytes per token, tokens, vocabulary, bytes of text, tokenizer's fingerprint
 FIELDS = struct.Struct("<8sIIQQQ32s24x")
 PAYLOAD = FIELDS.size + 32  # the tokens begin after the fields and their checksum
-CHUNK = 2**24  # bytes that are read at a time
+_CHUNK = 2**24  # bytes that are read at a time
 
 
 class ShardHeader(NamedTuple):
@@ -103,8 +103,8 @@ class Shard:
         digest = hashlib.sha256()
         with open(self.path, "rb") as file:
             file.seek(PAYLOAD + begin)
-            for at in range(begin, end, CHUNK):
-                part = file.read(min(CHUNK, end - at))
+            for at in range(begin, end, _CHUNK):
+                part = file.read(min(_CHUNK, end - at))
                 digest.update(part)
                 read(len(part))
         digest.update(after)
