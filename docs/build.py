@@ -241,19 +241,26 @@ def write_page(path: Path, contents: str, texts: Texts):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             copy_linked(cell.source, path)
-            cell.source = prose(cell.source)
+            cell.source = SVG.sub(readable, prose(cell.source))
         for data in [output["data"] for output in cell.get("outputs", []) if "data" in output]:
             if "text/markdown" in data:
                 data["text/markdown"] = move("".join(data["text/markdown"]))
-            if "<svg" in "".join(data.get("text/html", "")):
-                data["text/html"] = readable("".join(data["text/html"]))
+            if "text/html" in data:
+                data["text/html"] = SVG.sub(readable, "".join(data["text/html"]))
     if home:
         notebook.cells.append(mk_cell(contents, "markdown"))
     write_nb(notebook, target)
 
 
-def readable(drawing: str, least: float = 10.5) -> str:  # the least height of letters, in pixels
+SVG = re.compile(r"<svg .*?</svg>", re.DOTALL)
+
+
+def readable(
+    found: re.Match,  # of SVG
+    least: float = 10.5,  # the least height of letters, in pixels
+) -> str:
     "The drawing with a width below which it does not shrink: a phone scrolls it sideways."
+    drawing = found[0]
     sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)"', drawing)]
     box = re.search(r'viewBox="\S+ \S+ ([\d.]+)', drawing)
     if not sizes or not box:

@@ -153,6 +153,10 @@ PROSE = """page => { const copy = page.cloneNode(true);
 
 
 ALTS = "images => images.map(image => image.alt)"
+LETTERS = """drawings => drawings.flatMap(drawing => {
+  const scale = drawing.getBoundingClientRect().width / drawing.viewBox.baseVal.width;
+  return [...drawing.querySelectorAll("text")].map(text =>
+    scale * parseFloat(text.getAttribute("font-size") || getComputedStyle(text).fontSize)); })"""
 TOO_WIDE = """blocks => blocks.filter(block => block.scrollWidth > block.clientWidth + 60)
   .map(block => block.innerText)"""
 
@@ -192,6 +196,8 @@ def test_a_page_shows_what_is_on_it_breaks_no_rule_and_fits_a_phone(path, addres
         )  # one: #| default_exp
         tab.set_viewport_size(PHONE)
         assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        sizes = article.locator('svg[role="img"]').evaluate_all(LETTERS)
+        assert [size for size in sizes if size < 10] == []  # pixels: the letters of drawings
     assert wrong == []
 
 
