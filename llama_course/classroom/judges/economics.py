@@ -1,8 +1,11 @@
-"""What the judge knows of the three exercises in `exercises/02_economics.ipynb`. Spoilers from
-here on."""
+"""What the judge knows of the five exercises in `exercises/02_economics.ipynb`. Spoilers from here
+on."""
 
 import math
 import random
+from itertools import product
+
+import numpy as np
 
 from llama_course.classroom.exercise import Exercise
 
@@ -420,3 +423,332 @@ def a_loss_that_the_small_model_cannot_reach(big, small, loss, E, A, B, alpha, b
 def the_code_as_it_was_given(big, small, loss, *law):
     "Nothing was repaired: it compares tokens, not operations, and divides by the wrong thing."
     return 3 * (_needs(small, loss, *law) - _needs(big, loss, *law)) * small / big
+
+
+fit_loss_law = Exercise(
+    "fit_loss_law",
+    chapter="02_economics",
+    kind="rebuild",
+    minutes=30,
+    difficulty=3,
+    factor=FACTOR,
+    points={"values": 6, "invariant": 4},
+    hints=(
+        "With alpha and beta given, the law is a sum of three known columns, 1, N^-alpha and "
+        "D^-beta, times three unknown numbers E, A and B: linear least squares.",
+        "Two loops over the exponents. In each: solve for E, A and B (np.linalg.lstsq), add up "
+        "the squares of what is left, and keep the pair with the least.",
+        "X = np.stack([np.ones(n), N ** -alpha, D ** -beta], 1); solution = "
+        "np.linalg.lstsq(X, loss, rcond=None)[0]; left = ((X @ solution - loss) ** 2).sum().",
+    ),
+)
+
+GRID = (0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+@fit_loss_law.cases
+def cases_of_fit_loss_law(seed):
+    for i in range(4):
+        draw = random.Random(seed + 300 + i)
+        alpha, beta = ((0.3, 0.5), (0.5, 0.4), (0.4, 0.3), (0.6, 0.2))[i]
+        A, B = draw.uniform(0.5, 2) * 1e6**alpha, draw.uniform(0.5, 2) * 1e8**beta
+        law = draw.uniform(1, 2), A, B, alpha, beta
+        sizes = [1e5 * 2.0**k for k in range(4 + i)]
+        N = [n for n in sizes for _ in range(5)]
+        D = [5.0 * n * 2.0**k for n in sizes for k in range(5)]
+        noise = (0.0, 0.002, 0.001, 0.004)[i]
+        loss = [loss_of(n, d, *law) + draw.gauss(0, noise) for n, d in zip(N, D, strict=True)]
+        yield N, D, loss, list(GRID)
+
+
+def _solved(columns, y) -> tuple:  # the numbers, the sum of squares that is left
+    "Least squares, by QR; each column is first scaled to a length of one."
+    X, y = np.array(columns, dtype=float).T, np.array(y, dtype=float)
+    size = np.sqrt((X**2).sum(0))
+    Q, R = np.linalg.qr(X / size)
+    found = np.linalg.solve(R, Q.T @ y) / size
+    return found, float(((X @ found - y) ** 2).sum())
+
+
+@fit_loss_law.reference
+def fitted(N, D, loss, exponents):
+    "Every pair of exponents, E, A and B by QR."
+    best = math.inf, ()
+    for alpha, beta in product(exponents, exponents):
+        columns = [np.ones(len(N)), np.array(N) ** -alpha, np.array(D) ** -beta]
+        (E, A, B), left = _solved(columns, loss)
+        if left < best[0]:
+            best = left, (float(E), float(A), float(B), alpha, beta)
+    return best[1]
+
+
+@fit_loss_law.right
+def by_the_normal_equations(N, D, loss, exponents):
+    def solve(alpha, beta):
+        X = np.array([[1.0, (n / 1e6) ** -alpha, (d / 1e8) ** -beta] for n, d in zip(N, D)])
+        E, A, B = np.linalg.solve(X.T @ X, X.T @ np.array(loss))
+        left = sum((X @ [E, A, B] - np.array(loss)) ** 2)
+        return left, [E, A * 1e6**alpha, B * 1e8**beta, alpha, beta]
+
+    return min((solve(a, b) for a in exponents for b in exponents), key=lambda pair: pair[0])[1]
+
+
+@fit_loss_law.right
+def by_lstsq(N, D, loss, exponents):
+    N, D, y, best = np.array(N), np.array(D), np.array(loss), None
+    for alpha in exponents:
+        for beta in exponents:
+            X = np.stack([np.ones(len(N)), N**-alpha, D**-beta], 1)
+            found = np.linalg.lstsq(X, y, rcond=None)[0]
+            left = np.linalg.norm(X @ found - y)
+            if best is None or left < best[0]:
+                best = left, (*found, alpha, beta)
+    return best[1]
+
+
+def _points() -> tuple:
+    "Points without noise of a law with exponents 0.4 and 0.3."
+    N = [n for n in (1e5, 3e5, 1e6) for _ in range(4)]
+    D = [n * ratio for n in (1e5, 3e5, 1e6) for ratio in (5, 20, 80, 320)]
+    return N, D, [loss_of(n, d, 1.4, 300.0, 200.0, 0.4, 0.3) for n, d in zip(N, D, strict=True)]
+
+
+@fit_loss_law.invariant("points without noise: the law that they were made by")
+def points_without_noise(seen):
+    N, D, loss = _points()
+    found = seen(N, D, loss, list(GRID)).value
+    wanted = 1.4, 300.0, 200.0, 0.4, 0.3
+    return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found, wanted, strict=True))
+
+
+@fit_loss_law.invariant("half a nat more everywhere is half a nat more of E, and nothing else")
+def half_a_nat_more(seen):
+    N, D, loss = _points()
+    first = seen(N, D, loss, list(GRID)).value
+    more = seen(N, D, [y + 0.5 for y in loss], list(GRID)).value
+    wanted = [first[0] + 0.5, *first[1:]]
+    return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(more, wanted, strict=True))
+
+
+def _grid(N, D, loss, pairs, columns_of, law_of):
+    "The best of some pairs of exponents, with a place for each mistake."
+    best = math.inf, ()
+    for alpha, beta in pairs:
+        found, left = _solved(columns_of(np.array(N), np.array(D), alpha, beta), loss)
+        if left < best[0]:
+            best = left, tuple(float(x) for x in law_of(found, alpha, beta))
+    return best[1]
+
+
+def _all(N, D, alpha, beta):
+    return [np.ones(len(N)), N**-alpha, D**-beta]
+
+
+def _as_it_is(found, alpha, beta):
+    return *found, alpha, beta
+
+
+@fit_loss_law.mistake("E is left out", hint=1)
+def e_is_left_out(N, D, loss, exponents):
+    "E is one of the unknown numbers: its column is made of ones."
+    law_of = lambda found, alpha, beta: (0.0, *found, alpha, beta)
+    columns = lambda *given: _all(*given)[1:]
+    return _grid(N, D, loss, product(exponents, exponents), columns, law_of)
+
+
+@fit_loss_law.mistake("E is the lowest loss", hint=1)
+def e_is_the_lowest_loss(N, D, loss, exponents):
+    """E is what an endlessly large model would reach on endless text; it lies below every loss that
+    was measured, and is fitted like A and B."""
+    E = min(loss)
+    law_of = lambda found, alpha, beta: (E, *found, alpha, beta)
+    columns = lambda *given: _all(*given)[1:]
+    return _grid(N, D, [y - E for y in loss], product(exponents, exponents), columns, law_of)
+
+
+@fit_loss_law.mistake("one exponent for both", hint=2)
+def one_exponent_for_both(N, D, loss, exponents):
+    "alpha and beta need not be equal: try every pair."
+    return _grid(N, D, loss, zip(exponents, exponents, strict=True), _all, _as_it_is)
+
+
+@fit_loss_law.mistake("N and D exchanged", hint=1)
+def n_and_d_exchanged(N, D, loss, exponents):
+    "A and alpha belong to the parameters N, B and beta to the tokens D."
+    E, A, B, alpha, beta = fitted(N, D, loss, exponents)
+    return E, B, A, beta, alpha
+
+
+@fit_loss_law.mistake("A and B exchanged", hint=3)
+def a_and_b_exchanged(N, D, loss, exponents):
+    "The result is (E, A, B, alpha, beta), A with N and B with D."
+    E, A, B, alpha, beta = fitted(N, D, loss, exponents)
+    return E, B, A, alpha, beta
+
+
+@fit_loss_law.mistake("the loss grows with size", hint=3)
+def the_loss_grows_with_size(N, D, loss, exponents):
+    "The columns are N^-alpha and D^-beta: without the minus both terms would grow."
+    columns = lambda N, D, alpha, beta: [np.ones(len(N)), N**alpha, D**beta]
+    return _grid(N, D, loss, product(exponents, exponents), columns, _as_it_is)
+
+
+@fit_loss_law.mistake("constants for millions", hint=3)
+def constants_for_millions(N, D, loss, exponents):
+    """With N and D in millions A and B are others: multiply them by 1e6^alpha and 1e6^beta in the
+    end."""
+    return fitted([n / 1e6 for n in N], [d / 1e6 for d in D], loss, exponents)
+
+
+@fit_loss_law.mistake("the exponents first", hint=3)
+def the_exponents_first(N, D, loss, exponents):
+    "The result is (E, A, B, alpha, beta), in this order."
+    E, A, B, alpha, beta = fitted(N, D, loss, exponents)
+    return alpha, beta, E, A, B
+
+
+which_to_serve = Exercise(
+    "which_to_serve",
+    chapter="02_economics",
+    kind="extend",
+    minutes=25,
+    difficulty=2,
+    points={"values": 7, "invariant": 3},
+    hints=(
+        "First quality, then cost. The difference of two losses has the standard error "
+        "sqrt(s0² + s1²).",
+        "If the losses differ by more than two such errors, the better model is the answer, and "
+        "nothing else is looked at. Otherwise the models count as equally good.",
+        "Cost of a life: training + serving * tokens / 1e6. Work out which is cheaper at the "
+        "lowest and at the highest demand. The costs are straight lines: whoever is cheaper at "
+        "both ends is cheaper between them.",
+    ),
+)
+
+# loss, its standard error, seconds of training, seconds of serving per million tokens
+_BIG, _SMALL = (2.0, 0.005, 1000.0, 40.0), (2.004, 0.004, 3000.0, 10.0)  # equal at 66.7M tokens
+
+
+@which_to_serve.cases
+def cases_of_which_to_serve(seed):
+    draw = random.Random(seed + 400).uniform
+    scale = draw(0.5, 2)  # of all costs
+    a = (*_BIG[:2], _BIG[2] * scale, _BIG[3] * scale)
+    b = (*_SMALL[:2], _SMALL[2] * scale, _SMALL[3] * scale)
+    yield a, b, (1e6, draw(1e7, 5e7))  # the first, at both ends
+    yield a, b, (draw(8e7, 2e8), 1e9)  # the second
+    yield a, b, (draw(1e6, 5e7), draw(8e7, 3e8))  # it depends, the middle is beyond
+    yield b, a, (draw(1e6, 3e7), draw(8e7, 9e7))  # it depends, the middle is before
+    worse = (2.5, 0.004, b[2], b[3])
+    yield a, worse, (1e9, 2e9)  # cheaper, and not as good
+    yield worse, a, (1e9, 2e9)
+    yield (2.0, 0.005, a[2], a[3]), (1.988, 0.005, 9e9, 99.0), (1e8, 1e9)  # 1.7 standard errors
+    yield (2.0, 0.005, a[2], a[3]), (1.98, 0.006, 9e9, 99.0), (1e8, 1e9)  # 2.6, though not in sum
+    yield a, (2.0, 0.001, 900.0 * scale, 39.0 * scale), (0.0, 1e6)  # cheaper in every way
+
+
+@which_to_serve.reference
+def truth_of_which_to_serve(first, second, demand):
+    return _choice(first, second, demand)
+
+
+def _choice(first, second, demand, *, errors=2.0, spread=math.hypot, training=1.0, per=1e6):
+    "The rule, with a place for each mistake."
+    if abs(first[0] - second[0]) > errors * spread(first[1], second[1]):
+        return int(second[0] < first[0])
+    ends = {
+        int(training * second[2] + second[3] * T / per < training * first[2] + first[3] * T / per)
+        for T in demand
+    }
+    return ends.pop() if len(ends) == 1 else None
+
+
+@which_to_serve.right
+def by_both_ends(first, second, demand):
+    (loss0, s0, train0, serve0), (loss1, s1, train1, serve1) = first, second
+    if (loss0 - loss1) ** 2 > 4 * (s0**2 + s1**2):
+        return 0 if loss0 < loss1 else 1
+    more = [(train1 - train0) * 1e6 + (serve1 - serve0) * tokens for tokens in demand]
+    if all(m < 0 for m in more):
+        return 1
+    return None if any(m < 0 for m in more) else 0
+
+
+@which_to_serve.right
+def by_the_crossover(first, second, demand):
+    error = math.sqrt(first[1] ** 2 + second[1] ** 2)
+    if abs(second[0] - first[0]) / error > 2:
+        return int(first[0] > second[0])
+    cheap = int(second[3] < first[3])  # to serve
+    models = first, second
+    saved = models[1 - cheap][3] - models[cheap][3]
+    more = models[cheap][2] - models[1 - cheap][2]
+    crossover = 1e6 * more / saved if saved else math.copysign(math.inf, more)
+    if demand[0] > crossover:
+        return cheap
+    return 1 - cheap if demand[1] <= crossover else None
+
+
+@which_to_serve.invariant("the models in the other order: the other answer")
+def the_models_in_the_other_order(seen):
+    for T in ((1e6, 2e6), (1e9, 2e9), (1e6, 1e9)):
+        one, other = seen(_BIG, _SMALL, T).value, seen(_SMALL, _BIG, T).value
+        if (one is None) != (other is None) or one is not None and one + other != 1:
+            return False
+    return True
+
+
+@which_to_serve.invariant("all costs in minutes: the same answer")
+def all_costs_in_minutes(seen):
+    minutes = [(*model[:2], model[2] / 60, model[3] / 60) for model in (_BIG, _SMALL)]
+    ranges = (1e6, 2e6), (1e9, 2e9), (1e6, 1e9)
+    return all(seen(_BIG, _SMALL, T).value == seen(*minutes, T).value for T in ranges)
+
+
+@which_to_serve.mistake("training is left out", hint=3)
+def training_is_left_out(first, second, demand):
+    "The cost of a life has two parts: training, once, and serving, per token."
+    return _choice(first, second, demand, training=0.0)
+
+
+@which_to_serve.mistake("the middle of the demand decides", hint=3)
+def the_middle_of_the_demand_decides(first, second, demand):
+    """If the crossover lies within the expected demand, the answer depends on a number that nobody
+    has yet: None."""
+    return _choice(first, second, (sum(demand) / 2,))
+
+
+@which_to_serve.mistake("tokens counted as millions", hint=3)
+def tokens_counted_as_millions(first, second, demand):
+    "The demand is in tokens, serving costs seconds per million of them."
+    return _choice(first, second, demand, per=1.0)
+
+
+@which_to_serve.mistake("the lower loss always wins", hint=1)
+def the_lower_loss_always_wins(first, second, demand):
+    "A difference within two standard errors is no difference: then the cost decides."
+    return _choice(first, second, demand, errors=0.0)
+
+
+@which_to_serve.mistake("the loss is not looked at", hint=2)
+def the_loss_is_not_looked_at(first, second, demand):
+    "A cheaper model that is clearly worse is no answer: only equals are compared by cost."
+    return _choice(first, second, demand, errors=math.inf)
+
+
+@which_to_serve.mistake("one standard error is enough", hint=2)
+def one_standard_error_is_enough(first, second, demand):
+    "Differences of one standard error come by chance in one case of three; two are asked for."
+    return _choice(first, second, demand, errors=1.0)
+
+
+@which_to_serve.mistake("the errors are added", hint=1)
+def the_errors_are_added(first, second, demand):
+    "Independent errors add up in squares: sqrt(s0² + s1²) is less than s0 + s1."
+    return _choice(first, second, demand, spread=lambda a, b: a + b)
+
+
+@which_to_serve.mistake("the highest demand decides", hint=3)
+def the_highest_demand_decides(first, second, demand):
+    "Both ends of the expected demand count: if they disagree, the answer is None."
+    return _choice(first, second, demand[1:])
