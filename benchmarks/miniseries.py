@@ -20,8 +20,10 @@ import csv
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from math import log
 from pathlib import Path
@@ -47,6 +49,8 @@ RESULTS = Path(__file__).parents[1] / "nbs" / "data" / "miniseries.csv"
 SHAPES = ((2, 64), (2, 96), (4, 96), (4, 128), (5, 160), (5, 224), (6, 288), (7, 384))
 POINTS = (5, 10, 20, 40, 80, 160, 320)  # tokens per parameter
 CONTEXT, BATCH, WARMUP = 128, 16, 64  # tokens; sequences per step; steps
+BUDGETS = [6e12 * 4**k for k in range(10)]  # FLOPs, by 6ND; the last holds all points
+GRIDS = (0, 1, 3)  # the sizes whose learning rate is searched
 DECAY = 0.2  # of a point's steps
 EPOCHS = 4  # no run reads a document more often, but for those that measure what that does
 SAVED = 60.0  # seconds between checkpoints
@@ -101,25 +105,41 @@ def peak(dim: int) -> float:
 
 
 def plan(until: float, sizes: list[int]) -> Iterator[tuple[Run, tuple]]:  # a run, its points
-    "What is to be done, in the order of its use."
+    """What is to be done, in the order of its use.
+
+    Each pass takes all sizes to one budget of FLOPs, four times the last: tokens per parameter then
+    go down as fast as budgets go up, and after any pass sizes can be compared at equal budgets.
+    """
     shapes = [(number, *shape) for number, shape in enumerate(SHAPES) if number in sizes]
-    for last in (20, 80):
-        for _, layers, dim in shapes:
-            yield Run(layers, dim), tuple(p for p in POINTS if p <= min(last, until))
-    for number, layers, dim in shapes:  # the checks
-        for factor in (0.5, 2.0, 0.25) if number in (0, 1, 3) else ():
-            yield Run(layers, dim, rate=factor, role="grid"), (5, 10)[: 2 - (number > 0)]
-        if number == 0:
-            for point in (10, 40, 80):
-                yield Run(layers, dim, role="cosine"), (point,)
-            for epochs in (4, 16, 64):  # in what a point of 40 reads
-                limit = round(40 * Run(layers, dim).parameters / epochs)
-                yield Run(layers, dim, role="repeat", limit=limit), (40,)
-    for last in (20, 80, POINTS[-1]):
-        points = tuple(p for p in POINTS if p <= min(last, until))
-        for number, layers, dim in shapes:
-            for seed in (1, 2) if number < 4 and last < POINTS[-1] else (0,):
+    for budget in BUDGETS:
+        passed = [
+            (number, layers, dim, points)
+            for number, layers, dim in shapes
+            if (points := points_within(budget, Run(layers, dim), until))
+        ]
+        for _, layers, dim, points in passed:
+            yield Run(layers, dim), points
+        for number, layers, dim, points in passed:
+            for factor in (0.5, 2.0, 0.25) if number in GRIDS else ():
+                yield Run(layers, dim, rate=factor, role="grid"), points[: 2 - (number > 0)]
+            if number == 0 and 40 in points:
+                yield from checks(layers, dim)
+            for seed in (1, 2) if number < 4 else ():
                 yield Run(layers, dim, seed), points
+
+
+def points_within(budget: float, run: Run, until: float) -> tuple:
+    "The points whose training takes no more FLOPs than the budget."
+    return tuple(p for p in POINTS if p <= until and 6 * p * run.parameters**2 <= budget)
+
+
+def checks(layers: int, dim: int) -> Iterator[tuple[Run, tuple]]:
+    "Runs of their own with a cosine; runs that read the same texts again and again."
+    for point in (10, 40):
+        yield Run(layers, dim, role="cosine"), (point,)
+    for epochs in (4, 16, 64):  # in what a point of 40 reads
+        limit = round(40 * Run(layers, dim).parameters / epochs)
+        yield Run(layers, dim, role="repeat", limit=limit), (40,)
 
 
 COLUMNS = [
@@ -129,10 +149,10 @@ COLUMNS = [
     *("cpu_seconds", "precision", "compiled", "texts", "tokenizer", "torch"),
 ]
 HEAD = f"""# Written by benchmarks/miniseries.py; how, is said there. A row is the end of one decay.
-# Batches of {BATCH} sequences of {CONTEXT} tokens, vocabulary 1024, AdamW 0.9/0.95, weight decay 0.1,
-# clipping at 1, {WARMUP} steps of warmup. parameters: without embeddings and output layer. loss: nats
-# per token of the held-out packages together, and of each. cpu_seconds: of training, the median
-# step times their number. texts, tokenizer: fingerprints.
+# Batches of {BATCH} sequences of {CONTEXT} tokens, vocabulary 1024, AdamW 0.9/0.95, weight decay
+# 0.1, clipping at 1, {WARMUP} steps of warmup. parameters: without embeddings and output layer.
+# loss: nats per token of the held-out packages together, and of each. cpu_seconds: of training,
+# the median step times their number. texts, tokenizer: fingerprints.
 """
 
 
@@ -157,17 +177,14 @@ def append(path: Path, row: dict) -> None:
         os.close(file)
 
 
-
 class Series:
     "The texts, the results so far, and what one run of the plan does."
 
-    def __init__(self, folder: Path, results: Path, asked: list, ends: float):
+    def __init__(self, kept: Path, folder: Path, results: Path, asked: list, ends: float):
         self.folder, self.results, self.asked, self.ends = folder, results, asked, ends
-        if (folder / "texts" / "texts.json").exists():
-            self.tokenizer, self.train, self.held_out = prepare(folder / "texts")
-            return
-        with only_one(folder / "texts"):
-            self.tokenizer, self.train, self.held_out = prepare(folder / "texts")
+        texts = kept / "texts"
+        with nullcontext() if (texts / "texts.json").exists() else only_one(texts):
+            self.tokenizer, self.train, self.held_out = prepare(texts)
 
     @property
     def stopped(self) -> bool:
@@ -301,20 +318,55 @@ class Series:
         print(f"{run.name} {point:g}: {row['loss']} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
 
+QUICK = ((Run(2, 64), (5, 10, 20)), (Run(2, 96), (5,)))
+NEAR = 0.02  # nats: several times what a seed changes, and less than half of a step of the series
+
+
+def compare(committed: Path, here: Path) -> bool:
+    "Prints the losses of both, side by side; whether they agree."
+    known = {
+        tuple(row[name] for name in ("role", "layers", "dim", "seed", "tokens_per_parameter")): row
+        for row in rows(committed)
+    }
+    table, agree = [], True
+    for row in rows(here):
+        key = tuple(row[n] for n in ("role", "layers", "dim", "seed", "tokens_per_parameter"))
+        if key not in known:
+            continue
+        then, now = float(known[key]["loss"]), float(row["loss"])
+        texts = "the same" if known[key]["texts"] == row["texts"] else "other"
+        agree = agree and abs(now - then) <= NEAR
+        name = f"{row['layers']} layers of {row['dim']}"
+        table.append([name, row["tokens_per_parameter"], then, now, f"{now - then:+.4f}", texts])
+    heads = ["", "tokens per parameter", "committed", "here", "difference", "texts"]
+    print(markdown(heads, table))
+    return agree and bool(table)
+
+
 def main(
     folder: Path = Path("runs/miniseries"),
     results: Path = RESULTS,
     until: float = typer.Option(POINTS[-1], help="tokens per parameter"),
     sizes: str = typer.Option(f"0-{len(SHAPES) - 1}", help="numbers of shapes, from 0: 0-3"),
     minutes: float = typer.Option(float("inf"), help="after which it stops; it can go on later"),
+    quick: bool = typer.Option(False, "--quick", help="the smallest corner again, compared"),
 ):
     torch.set_num_threads(1)
     low, _, high = sizes.partition("-")
     wanted = list(range(int(low), int(high or low) + 1))
-    with stop_signals() as asked, deterministic():
-        series = Series(folder, results, asked, time.monotonic() + 60 * minutes)
-        for run, points in plan(until, wanted):
+    with stop_signals() as asked, deterministic(), tempfile.TemporaryDirectory() as scratch:
+        ends = time.monotonic() + 60 * minutes
+        if not quick:
+            series = Series(folder, folder, results, asked, ends)
+            for run, points in plan(until, wanted):
+                series.work(run, points)
+            return
+        again = Path(scratch) / "quick.csv"
+        series = Series(folder, Path(scratch), again, asked, ends)
+        for run, points in QUICK:
             series.work(run, points)
+        if not compare(results, again):
+            sys.exit(f"the losses differ by more than {NEAR} nats.")
 
 
 if __name__ == "__main__":

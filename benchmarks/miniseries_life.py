@@ -130,12 +130,19 @@ def main(
             for bits in (32, 8) if has_bits() else (32,):
                 for clients, found in costs(place, bits, tokens, rounds).items():
                     three = (statistics.median(found), min(found), max(found))
-                    row = [layers, dim, run.parameters, bits, clients, *(round(s, 2) for s in three)]
+                    row = [
+                        layers,
+                        dim,
+                        run.parameters,
+                        bits,
+                        clients,
+                        *(round(s, 2) for s in three),
+                    ]
                     writer.writerow(row)
                     print(*row, file=sys.stderr, flush=True)
     about = (
-        "# Written by benchmarks/miniseries_life.py. seconds: of one core, per million tokens that\n"
-        f"# the server reads or writes (median of {rounds} rounds; lowest; highest).\n"
+        "# Written by benchmarks/miniseries_life.py. seconds: of one core, per million tokens\n"
+        f"# that the server reads or writes (median of {rounds} rounds; lowest; highest).\n"
     )
     with atomic_write(results) as file:
         file.write((about + table.getvalue()).encode())
