@@ -107,10 +107,7 @@ def test_without_a_thread_texts_are_those_written_alone():
     assert seen == [*jobs[0].ids, None] and [job.reason for job in jobs] == ["length"] * 5 + [
         "cancelled"
     ]
-    assert batcher.steps == 64 and batcher.cache.lengths.tolist() == [
-        0,
-        0,
-    ]  # 4 of the second, then 60
+    assert batcher.steps == 64 and not any(batcher.cache.users)  # 4 of the second, then 60
 
 
 def test_in_a_batch_as_alone(worker):
@@ -134,29 +131,86 @@ def test_a_row_goes_to_the_next_before_the_longest_is_done(worker):
     assert sum(map(len, texts)) == 84 and worker.batcher.steps <= 62
 
 
-def test_a_step_looks_at_no_place_that_no_text_has_filled():
-    "A context of 64, and steps that see as many positions as the longest text of the moment has."
-    model, ends = small(), []
-    layer = model.layers[0].attention
-    layer.register_forward_pre_hook(lambda _, args: ends.append(args[3].end))
-    batcher = Batcher(model, rows=3)
-    for job in (Job([1] * 40, 3, seed=0), Job([1], 9, seed=0)):
+def hooked(model):
+    "What each call of the model's attention gets to see: (texts, new tokens, positions)."
+    seen = []
+    model.layers[0].attention.register_forward_pre_hook(
+        lambda _, args: seen.append((*args[0].shape[:2], args[3].end))
+    )
+    return seen
+
+
+def written(batcher, *jobs):
+    for job in jobs:
         batcher.submit(job)
     while not batcher.is_idle():
         batcher.step()
-    assert ends == [
-        40,
-        1,
-        41,
-        42,
-        4,
-        5,
-        6,
-        7,
-        8,
-        9,
-    ]  # two prompts; two steps with the long text; the rest without
-    assert batcher.cache.lengths.tolist() == [0, 0, 0]  # also of the row that nobody used
+    cache = batcher.cache
+    assert not any(cache.texts) and not any(cache.tables) and not any(cache.users)
+    assert len(cache.free) == len(cache.users)
+    return [job.ids for job in jobs]
+
+
+def alone(job):
+    return list(generate(small(), job.prompt, job.max_new_tokens, seed=job.seed, **job.sampling))
+
+
+def test_a_step_looks_at_no_place_that_no_text_has_filled():
+    "A context of 64, and steps that see as many positions as the longest text of the moment has."
+    model = small()
+    seen = hooked(model)
+    written(Batcher(model, rows=3), Job([1] * 40, 3, seed=0), Job([1], 9, seed=0))
+    both, rest = [(2, 1, 41), (2, 1, 42)], [(1, 1, n) for n in range(3, 10)]
+    assert seen == [(1, 40, 40), *both, *rest]
+
+
+def test_a_long_prompt_is_read_between_the_tokens_of_others():
+    model, order = small(), []
+    seen = hooked(model)
+    jobs = [Job([3], 6, seed=1), Job([2] * 45, 4, dict(temperature=0.8), seed=2)]
+    for n, job in enumerate(jobs):
+        job.on_token = lambda i, n=n: i is not None and order.append(n)
+    batcher = Batcher(model, rows=2, chunk=16)
+    assert written(batcher, *jobs) == [*map(alone, jobs)]
+    assert [s[1] for s in seen if s[1] > 1] == [16, 16, 13] and order[:4] == [0, 0, 1, 0]
+
+
+def test_what_prompts_share_is_read_once():
+    model = small()
+    seen = hooked(model)
+    common = [*range(3, 38)]  # 35 tokens: two whole blocks
+    jobs = [Job(common + [n] * n, 5, seed=n) for n in range(1, 5)]
+    batcher = Batcher(model, rows=3)
+    assert written(batcher, *jobs) == [*map(alone, jobs)]
+    assert [s[1] for s in seen if s[1] > 1] == [36, 5, 6, 7]  # 35 and n, of which 32 are there
+    again = Job(jobs[0].prompt + jobs[0].ids + [9] * 9, 3, seed=5)  # a conversation goes on
+    del seen[:]
+    assert written(batcher, again) == [alone(again)]
+    assert seen[0] == (1, 50 - 32, 50)  # 40 were known, and of them two blocks are whole
+    same = Job([*again.prompt[:48]], 3, seed=6)  # ends with a block: the last token is read anew
+    del seen[:]
+    assert written(batcher, same) == [alone(same)] and seen[0] == (1, 16, 48)
+
+
+def test_blocks_that_are_taken_again_are_forgotten():
+    "A cache for one text of 64, and three texts in turn: the first is no longer known."
+    batcher = Batcher(model := small(), rows=1)
+    seen, texts = hooked(model), [[n] * 40 for n in (1, 2, 1)]
+    jobs = [Job(text, 20, seed=0) for text in texts]
+    assert written(batcher, *jobs) == [*map(alone, jobs)]
+    assert [s[1] for s in seen if s[1] > 1] == [40, 40, 40]
+    assert len(batcher.cache.known) == len(batcher.cache.names) <= 4
+
+
+@pytest.mark.parametrize("chunk", [5, 64])
+def test_where_no_block_is_free_the_last_waits_again(chunk):
+    "Room for 64 tokens, and four texts of up to 50 each: all are written as alone."
+    jobs = [Job([n] * 9, 40 + n, dict(temperature=1.2), seed=n) for n in range(1, 5)]
+    batcher = Batcher(model := small(), rows=4, tokens=64, chunk=chunk)
+    seen = hooked(model)
+    assert written(batcher, *jobs) == [*map(alone, jobs)]
+    assert max(rows for rows, _, _ in seen) > 1  # it was not one after the other
+    assert sum(n for _, n, _ in seen if n > 1) > 4 * 9  # some were read again
 
 
 class Unturned(Attention):
@@ -166,11 +220,10 @@ class Unturned(Attention):
         return super().forward(x, still, mask, cache)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_model_with_an_attention_of_your_own_is_served(compiled):
+def test_a_model_with_an_attention_of_your_own_is_served():
     torch.manual_seed(2)
     model = Llama(small().config, Parts(attention=Unturned)).double().eval()
-    worker = working(model, compiled=compiled)
+    worker = working(model)
     prompts = [[5, 6, 7], [9] * 20, [1]]
     texts = finished(worker, *(Job(p, 9, seed=3) for p in prompts))
     assert texts == [list(generate(model, p, 9, seed=3)) for p in prompts]

@@ -90,4 +90,4 @@ def chat_command(model: Model, speech: Speech) -> None:
 def serve_command(model: Model, how: Serving) -> None:
     "Serve a model: OpenAI's protocol, and a page to talk to it."
     name = model.path.resolve().stem
-    serve(*model.load(), name, how)
+    serve(*model.load(how.bits), name, how)

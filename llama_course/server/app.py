@@ -212,8 +212,8 @@ class Serving:
     port: int = option(8000, "0: any that is free.", ge=0, le=65535)
     rows: int = option(4, "Texts that are written at once.", ge=1, le=1024)
     waiting: int = option(16, "Requests in the queue at most.", ge=0, le=1024)
-    compiled: bool = option(
-        False, "Compile the step first: slower to begin, then faster.", flag=True
+    bits: int | None = option(
+        None, "8 or 4: quantize; 16 or 32: bfloat16 or float32, by the fast kernels."
     )
 
 
@@ -233,7 +233,7 @@ def serve(
             f"cannot listen on {host}:{port} ({error}): choose another --port or --host."
         ) from None
     hosts = LOCAL_NAMES if host in (*LOCAL_NAMES, "::1") else ("*",)
-    worker = BatchWorker(Batcher(model, options.rows, compiled=options.compiled), options.waiting)
+    worker = BatchWorker(Batcher(model, options.rows), options.waiting)
     app = make_app(worker, tokenizer, model_name, hosts)
     print(
         f"{model_name} at http://{host}:{listener.getsockname()[1]} (Ctrl-C ends it)",
