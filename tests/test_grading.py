@@ -571,3 +571,34 @@ def test_points_in_the_notebooks_are_those_of_the_exercises():
         ]
         graded = {meta["grade_id"]: meta["points"] for meta in cells if meta.get("grade")}
         assert graded == {task.name: task.max_points for task in TASKS if task.chapter == path.stem}
+
+
+# ---------------------------------------------------------------- the truth is not there
+
+SEARCHES = [
+    "import llama_course.classroom.judges.norm as truth\nprint(truth.with_rsqrt)",
+    "from llama_course.classroom.exercise import EXERCISES\nEXERCISES['rms_norm'].rights[0]",
+    "from llama_course.classroom.exercise import find_exercise\n"
+    "find_exercise('rms_norm').truth(torch.ones(2), torch.ones(2), 1.0)",
+    "import gc, types\nfrom llama_course.classroom import exercise\n"
+    "known = [f for f in gc.get_objects() if isinstance(f, types.FunctionType)\n"
+    "         and f.__name__.startswith(('with_rsqrt', 'truth_of', 'cases_of'))]\nknown[0]",
+    "import sys\nframe = sys._getframe()\nspaces = []\nwhile frame:\n"
+    "    spaces += [frame.f_globals, frame.f_locals]; frame = frame.f_back\n"
+    "next(s['calls'] for s in spaces if 'calls' in s)['rms_norm'].__globals__['with_rsqrt']",
+    f"open({str(ROOT / 'llama_course/classroom/judges/norm.py')!r}).read()",
+    f"open({str(ROOT / 'solutions/08_norm.ipynb')!r}).read()",
+    f"import os\nos.listdir({str(ROOT / 'llama_course/classroom/judges')!r})[0]",
+]
+
+
+def test_behind_the_fence_nobody_finds_the_right_answers(tmp_path):
+    "Nor in memory, nor in a file; and what a notebook asks of `check` there is no error."
+    asks = "from llama_course.classroom import check\ncheck(rms_norm)"
+    result = grade(write(tmp_path, NORM, asks, *SEARCHES))
+    notes = "\n".join(result["notes"])
+    if "without a fence" in notes:
+        pytest.skip("no fence can be built here")
+    assert points(result)["rms_norm"] == 10
+    assert "cell 2:" not in notes and "NameError" not in notes and "SyntaxError" not in notes
+    assert all(f"cell {i}:" in notes for i in range(3, 3 + len(SEARCHES))), notes

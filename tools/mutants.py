@@ -3,7 +3,8 @@
 Every solution is changed at one place (a comparison, an operation, a number, an argument, a line
 left out), and its judge is asked. A mutant that gets full points has survived: either the change
 changes nothing that the task promises, and then it stands with its reason in EQUIVALENT, or the
-judge has a hole. The exit status is 1 if fewer than 99.5 % of the others are refused.
+judge has a hole. The exit status is 1 if fewer than 99.5 % of the others are refused. With
+`--table` the scores are put into docs/mutants.md, each chapter in its row.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from llama_course.classroom.learner import check
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = ROOT / "tests/data/equivalent_mutants.toml"
+TABLE = ROOT / "docs/mutants.md"
 LEAST = 0.995
 
 SWAPS: dict[type, tuple[type, ...]] = {
@@ -50,6 +52,8 @@ NAMES = {
     "argmax": "argmin", "argmin": "argmax", "startswith": "endswith", "triu": "tril",
     "tril": "triu", "floor": "ceil", "ceil": "floor", "any": "all", "all": "any",
 }  # fmt: skip
+# what means the same with two of its arguments exchanged
+SYMMETRIC = {"min", "max", "maximum", "minimum", "gcd", "hypot", "logaddexp", "transpose"}
 
 
 class Answer(NamedTuple):
@@ -112,7 +116,8 @@ def _places(node: Any) -> Iterator[tuple[str, ast.AST]]:
         changed.test = ast.UnaryOp(ast.Not(), changed.test)
         yield "condition", changed
     if isinstance(node, ast.Call):
-        for i in range(len(node.args) - 1):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        for i in range(len(node.args) - 1 if name not in SYMMETRIC else 0):
             changed = new()
             changed.args[i], changed.args[i + 1] = changed.args[i + 1], changed.args[i]
             yield "arguments", changed
@@ -220,6 +225,32 @@ def points(answer: Answer, source: str, exercise: Exercise, seconds: float) -> f
     return float(said == b"1")
 
 
+def write_table(
+    scores: dict[str, tuple[int, int, int]],  # chapter -> exercises, mutants tried, refused
+    most: int,  # mutants drawn of each exercise
+) -> None:
+    "Puts the chapters' rows into the table; those of other chapters stay."
+    head = (
+        "# How well the judges refuse\n\nEvery solution is changed at one place, and its judge is "
+        "asked (`make mutants`, `tools/mutants.py`).\nChanges that change nothing that the task "
+        "promises are left out; `tests/data/equivalent_mutants.toml` gives the reason of each.\n\n"
+        "| chapter | exercises | mutants, drawn at random | refused | command |\n"
+        "|---|---|---|---|---|\n"
+    )
+    rows = {}
+    if TABLE.exists():
+        lines = TABLE.read_text("utf-8").splitlines()
+        rows = {line.split("|")[1].strip(): line for line in lines if line[2:4].isdigit()}
+    for chapter, (exercises, tried, refused) in scores.items():
+        command = f'`make mutants N={chapter[:2]} ARGS="--most {most}"`'
+        rows[chapter] = f"| {chapter} | {exercises} | {tried} | {refused} | {command} |"
+    counts = [[int(part) for part in row.split("|")[2:5]] for row in rows.values()]
+    exercises, tried, refused = (sum(column) for column in zip(*counts))
+    share = f"{refused / max(tried, 1):.2%}"
+    total = f"| all | {exercises} | {tried} | {refused} ({share}) | `make mutants` |"
+    TABLE.write_text(head + "\n".join([*(rows[c] for c in sorted(rows)), total]) + "\n", "utf-8")
+
+
 def main() -> int:
     "The table of scores; 1 if the judges let too much pass."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -227,6 +258,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=40, help="mutants of each exercise")
     parser.add_argument("--seconds", type=float, default=20, help="for one mutant")
     parser.add_argument("--seed", type=int, default=0, help="which mutants are drawn")
+    parser.add_argument("--table", action="store_true", help="note the scores in docs/mutants.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     exercises = load_exercises()
@@ -235,6 +267,7 @@ def main() -> int:
         for row in tomllib.loads(EQUIVALENT.read_text("utf-8")).get("equivalent", [])
     }
     tried = refused = 0
+    scores: dict[str, tuple[int, int, int]] = {}
     for path in sorted((ROOT / "solutions").glob("*.ipynb")):
         for answer in answers(path):
             if options.which and not {path.stem[:2], path.stem, answer.name} & set(options.which):
@@ -248,6 +281,8 @@ def main() -> int:
             some = [m for m in some if (answer.name, m.change) not in reasons][: options.most]
             alive = [m for m in some if points(answer, m.source, exercise, options.seconds)]
             tried, refused = tried + len(some), refused + len(some) - len(alive)
+            n, of, out = scores.get(path.stem, (0, 0, 0))
+            scores[path.stem] = n + 1, of + len(some), out + len(some) - len(alive)
             took = time.monotonic() - began
             print(
                 f"{answer.name:24} {len(some) - len(alive):3} of {len(some):3} {took:5.0f} s",
@@ -255,6 +290,8 @@ def main() -> int:
             )
             for mutant in alive:
                 print(f"    {mutant.change}", flush=True)
+    if options.table and scores:
+        write_table(scores, options.most)
     print(f"{refused} of {tried} mutants are refused: {refused / max(tried, 1):.2%}")
     return int(refused < LEAST * tried)
 

@@ -1,17 +1,23 @@
 "What an exercise is: cases, the truth about them, laws, limits, right answers and known mistakes."
 
 import difflib
+import gc
 import importlib
 import inspect
 import pkgutil
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llama_course.classroom.observation import plain_call
+from llama_course.classroom.own_work import before_its_chapter
 from llama_course.support.errors import UserError
 
 LOOKS = ("values", "gradients", "invariant", "ledger")
+JUDGES = "llama_course.classroom.judges"
+FORGOTTEN: list[bool] = []  # not empty in a process that has forgotten the truths
 EXERCISES: dict[str, "Exercise"] = {}  # by the name of the function that answers it
 
 
@@ -52,6 +58,7 @@ class Exercise:
     factor: float = 8.0  # how many roundings may add up
     condition: Callable = lambda *args: 1.0  # of a case: how much it magnifies a rounding error
     call: Callable = plain_call  # how the answer is used: call(answer, *args)
+    allowed: tuple[str, ...] = ()  # what the answer may use of its own chapter in the library
     minutes: int = 20  # that a learner needs, about
     difficulty: int = 2  # 1 for easy, 2, 3 for hard
     cancelling: Callable | None = None  # see `cancels`
@@ -64,6 +71,8 @@ class Exercise:
 
     def __post_init__(self) -> None:
         EXERCISES[self.name] = self
+        use, chapter, allowed = self.call, self.chapter, self.allowed
+        self.call = lambda answer, *args: use(before_its_chapter(answer, chapter, allowed), *args)
 
     @property
     def names(self) -> list[str]:
@@ -143,10 +152,56 @@ class Exercise:
 
 def load_exercises() -> dict[str, Exercise]:
     "All exercises of the course, by name."
-    package = importlib.import_module("llama_course.classroom.judges")
+    if FORGOTTEN:
+        return EXERCISES
+    package = importlib.import_module(JUDGES)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     return EXERCISES
+
+
+def forget_truths() -> None:
+    """For a process that runs learners' code: of the exercises their names and how an answer is
+    called remain; references, right answers, cases and the judges' modules are gone."""
+    todo: list = [exercise.call for exercise in load_exercises().values()]
+    FORGOTTEN.append(True)
+    needed: set[tuple[str, str]] = set()  # module and name
+    seen: set[int] = set()
+    while todo:
+        thing = inspect.unwrap(todo.pop())
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, type):
+            todo += [part for part in vars(thing).values() if callable(part)]
+        if not isinstance(thing, types.FunctionType):
+            continue
+        todo += [cell.cell_contents for cell in thing.__closure__ or ()]
+        todo += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        codes = [thing.__code__]
+        for code in codes:
+            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+        space = thing.__globals__
+        if space["__name__"].startswith(JUDGES):
+            names = {name for code in codes for name in code.co_names if name in space}
+            needed |= {(space["__name__"], name) for name in names}
+            todo += [space[name] for name in names]
+    for exercise in EXERCISES.values():
+        for part in (exercise.rights, exercise.mistakes, exercise.invariants, exercise.limits):
+            part.clear()  # type: ignore[attr-defined]
+        exercise.condition = exercise.make_cases = exercise.truth = _forgotten
+        exercise.cancelling = None
+    package = sys.modules[JUDGES]
+    for name in [name for name in sys.modules if name.startswith(JUDGES + ".")]:
+        space = vars(sys.modules.pop(name))
+        for key in [key for key in space if not key.startswith("__") and (name, key) not in needed]:
+            del space[key]
+        delattr(package, name.rpartition(".")[2])
+    gc.collect()
+
+
+def _forgotten(*args: object) -> None:
+    raise UserError("where learners' code runs, nobody knows the right answers")
 
 
 def find_exercise(

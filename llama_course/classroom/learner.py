@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llama_course.classroom.compare import in_few_words
-from llama_course.classroom.exercise import find_exercise
+from llama_course.classroom.exercise import FORGOTTEN, find_exercise
 from llama_course.classroom.judge import AnswerLost, judge
 from llama_course.classroom.observation import Observation, observe
 from llama_course.classroom.pictures import picture
@@ -49,6 +49,8 @@ def check(
         )
     own_name: str = getattr(answer, "__name__", type(answer).__name__)
     exercise = find_exercise(name or own_name)
+    if FORGOTTEN:  # while a notebook is graded: the judge stands outside, and asks later
+        return Report(exercise.name, [], [])
 
     def watch(*args: Any, **how: Any) -> Observation:
         seen = observe(answer, *args, **how, call=exercise.call, seconds=CALL_SECONDS)

@@ -1,39 +1,149 @@
-"What is to be rebuilt cannot be called: the library's own function refuses while the answer runs."
+"""What an answer may not call, since it is what the task builds: PyTorch's own function or optimizer, a
+finished model, and whatever the course's library has from the exercise's chapter on."""
 
 import contextlib
+import functools
 import inspect
+import re
+import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
+
+PACKAGE = "llama_course"
 
 
-def _refuse(*args: object, **kwargs: object) -> None:
-    raise NameError("this function is the library's: here it is to be written by hand")
+class LibraryShortcut(Exception):
+    "The answer calls what it was to build."
+
+
+def _refuse(*args: Any, **kwargs: Any) -> None:  # runs among the names of another module
+    __import__("llama_course.classroom.own_work", fromlist=["refuse"]).refuse()
+
+
+def refuse() -> None:
+    "Raises `LibraryShortcut`, which names the function that was called in place of another."
+    name = sys._getframe(1).f_code.co_name
+    raise LibraryShortcut(f"`{name}` is the library's own: here you build it yourself")
+
+
+class _Refusing(TorchFunctionMode):
+    "Within it a function of PyTorch with one of the names raises `LibraryShortcut`."
+
+    def __init__(self, names: frozenset[str]):
+        super().__init__()
+        self.names = names
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").removeprefix("special_").strip("_")
+        if name in self.names:
+            raise LibraryShortcut(f"`{name}` is the library's own: here you build it yourself")
+        return func(*args, **(kwargs or {}))
+
+
+def _no_optimizer(optimizer: Any, *_: Any) -> None:
+    name = type(optimizer).__name__
+    raise LibraryShortcut(f"`{name}` is the library's own: here you build it yourself")
+
+
+def _no_model(module: Any, *_: Any) -> None:
+    if type(module).__module__.partition(".")[0] in (PACKAGE, "transformers"):
+        _no_optimizer(module)
+
+
+def refusing(
+    *names: str,  # of functions of PyTorch, such as "rms_norm"
+) -> Callable:  # for `Exercise(call=...)`
+    """How an answer is called that must do without these functions, without PyTorch's optimizers
+    and without finished models. Code that the judge calls itself is not concerned."""
+
+    refused = frozenset(names)
+
+    def call(answer: Callable, *args: Any) -> Any:
+        hooks = (
+            register_optimizer_step_pre_hook(_no_optimizer),
+            register_module_forward_pre_hook(_no_model),
+        )
+        try:
+            with _Refusing(refused):
+                return answer(*args)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return call
+
+
+def before_its_chapter(
+    answer: Callable,
+    chapter: str,  # of the exercise, such as "08_norm"
+    allowed: tuple[str, ...] = (),  # functions and classes of that chapter that the task gives
+) -> Callable:
+    "The answer, for which the library ends where the exercise's chapter begins."
+
+    @functools.wraps(answer, updated=())
+    def use(*args: Any, **kwargs: Any) -> Any:
+        with _closed(chapter, allowed):
+            return answer(*args, **kwargs)
+
+    return use
+
+
+HELD: dict[types.FunctionType, list] = {}  # closed now -> its own code, how many closed it
+LOCK = threading.Lock()  # ranks that are rehearsed run in threads
 
 
 @contextlib.contextmanager
-def refusing_to_run(
-    *functions: Callable,  # of the library, by whatever name they were imported
-) -> Iterator[None]:
-    "Within it each of the functions raises `NameError`."
-    plain = [inspect.unwrap(function) for function in functions]
-    codes = [(f, f.__code__) for f in plain if isinstance(f, types.FunctionType)]
+def _closed(chapter: str, allowed: tuple[str, ...]) -> Iterator[None]:
+    "Within it the functions of this chapter and of later ones raise `LibraryShortcut`."
+    loaded = (name for name in chapters_from(chapter) if f"{PACKAGE}.{name}" in sys.modules)
+    functions = _functions_of(tuple(loaded), allowed)
+    with LOCK:
+        for function in functions:
+            held = HELD.setdefault(function, [function.__code__, 0])
+            held[1] += 1
+            if held[1] == 1:
+                function.__code__ = _refuse.__code__.replace(co_name=held[0].co_name)
     try:
-        for function, _ in codes:
-            function.__code__ = _refuse.__code__
         yield
     finally:
-        for function, code in codes:
-            function.__code__ = code
+        with LOCK:
+            for function in functions:
+                HELD[function][1] -= 1
+                if not HELD[function][1]:
+                    function.__code__ = HELD.pop(function)[0]
 
 
-def without_calling(
-    *functions: Callable,  # that the answer is to do without
-    call: Callable = lambda answer, *args: answer(*args),  # how it is used apart from that
-) -> Callable:  # call(answer, *args) of an `Exercise`
-    "How an answer is used that may not call the library's own."
+@functools.cache
+def chapters_from(
+    chapter: str,  # such as "08_norm"
+) -> tuple[str, ...]:  # names of modules
+    "The modules of a chapter and of those that follow it; none where it is no chapter."
+    found = {}
+    for path in Path(__file__).parents[1].glob("*.py"):
+        match = re.search(r"File to edit: \S*?(\d\d_\w+)\.ipynb", path.read_text("utf-8")[:2000])
+        if match:
+            found[match[1]] = path.stem
+    return tuple(found[name] for name in sorted(found) if chapter in found and name >= chapter)
 
-    def use(answer: Callable, *args: object) -> object:
-        with refusing_to_run(*functions):
-            return call(answer, *args)
 
-    return use
+@functools.cache
+def _functions_of(modules: tuple[str, ...], allowed: tuple[str, ...]) -> list[types.FunctionType]:
+    "The functions and methods that were written in these modules."
+    found: list[types.FunctionType] = []
+    for module in modules:
+        full = f"{PACKAGE}.{module}"
+        for name, thing in vars(sys.modules[full]).items():
+            if name in allowed or getattr(thing, "__module__", "") != full:
+                continue
+            parts = list(vars(thing).values()) if isinstance(thing, type) else [thing]
+            parts = [getattr(part, "__func__", getattr(part, "fget", part)) for part in parts]
+            found += [f for f in map(inspect.unwrap, parts) if isinstance(f, types.FunctionType)]
+    ours = [f for f in dict.fromkeys(found) if f.__module__.startswith(PACKAGE + ".")]
+    return [f for f in ours if not f.__code__.co_freevars]  # another code has none

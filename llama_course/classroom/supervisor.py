@@ -78,6 +78,20 @@ def readable_folders(
     return [*installed_packages(), library, os.path.realpath(library), *beside]
 
 
+def hidden_folders(
+    folder: Path,  # the notebook's
+) -> list[str]:
+    "What a notebook may not read even there: the judges, and the course's own solutions."
+    library = Path(sys.modules["llama_course"].__path__[0])
+    folders = {
+        way / name
+        for way in (library, library.resolve())
+        for name in (Path("classroom/judges"), Path("../solutions"))
+    }
+    own = {folder.resolve(), *folder.resolve().parents}
+    return sorted(os.path.abspath(path) for path in folders if path.resolve() not in own)
+
+
 # ------------------------------------------------------------------- where workers come from
 
 SERVERS: list[ForkServer] = []  # none, or the one that all notebooks share
@@ -162,6 +176,7 @@ class AnswerProcess:
         self.limits, self.budget = limits, budget
         fence = Fence(
             readable=tuple(readable_folders(folder)),
+            hidden=tuple(hidden_folders(folder)),
             seconds=(1 + MOST_PATIENCE) * max(budget.left, 0.0)
             + 60,  # the judge's own clock comes first
             memory=limits.memory,

@@ -1,7 +1,7 @@
 """Where a learner's code runs: in a process of its own behind the fence.
 
 Judgement stays outside: the worker is sent arguments and sends back values, as data. What they are
-compared with, it never sees. Between two messages everything that the judge counts with is put back
+compared with, it never sees: of the judges it keeps how answers are called, and forgets the rest. Between two messages everything that the judge counts with is put back
 as it was.
 """
 
@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 
 from llama_course.classroom import compare, hidden, observation, protocol, surroundings, values
-from llama_course.classroom.exercise import load_exercises
+from llama_course.classroom.exercise import forget_truths, load_exercises
 from llama_course.classroom.notebooks import Unreadable, python_only, read_notebook
 from llama_course.classroom.observation import Observation, one_line
 from llama_course.support import ledger
@@ -116,7 +116,7 @@ def guard(
 
 def import_early() -> None:
     "What the fork server imports and looks up, as far as this happens at its first use otherwise."
-    load_exercises()
+    forget_truths()
     torch.set_num_threads(1)
     torch.ones(2, dtype=torch.float16).float()  # asks /proc for the processor: not behind the fence
     for name in ("torch.fx.experimental.symbolic_shapes", "torch._dynamo"):

@@ -6,7 +6,7 @@ forks the *worker* that runs the code inside. What the fence covers on Linux, ea
 and each tried in tests/test_fence.py and tests/test_programs.py by code that wants out:
 
 - files: a root of its own (`pivot_root`), read-only: Python, libraries, what is in
-  `Fence.readable`
+  `Fence.readable`, without the folders in `Fence.hidden`
 - writing: one folder in memory, `Fence.disk` bytes, gone with the worker
 - devices: null, zero, random, urandom and no others; no node can be made
 - network: a namespace without an interface, and no sockets but pairs: no server, no Unix socket
@@ -58,6 +58,7 @@ class Fence:
     "What a worker may see and use."
 
     readable: tuple[str, ...] = ()  # files and folders, beside Python's standard library
+    hidden: tuple[str, ...] = ()  # folders in these, which are empty behind the fence
     seconds: float = 10.0  # by the clock on the wall
     memory: int = 256 << 20  # bytes, beyond what it has when it starts; for all processes together
     processes: int = 1  # at the same time; 1: it may start no process, and no thread
@@ -93,6 +94,10 @@ def make_root(fence: Fence) -> None:
     c_call("mount", None, b"/", None, RECURSIVE | PRIVATE, None)
     c_call("mount", b"none", root.encode(), b"tmpfs", flags, b"size=4m,mode=755")
     _bind(root, [*python_folders(), *fence.readable])
+    for folder in fence.hidden:
+        if os.path.isdir(root + folder):
+            size = b"size=4k,nr_inodes=1,mode=555"
+            c_call("mount", b"none", (root + folder).encode(), b"tmpfs", flags, size)
     for folder in (HOME, "/dev"):
         os.makedirs(root + folder, exist_ok=True)
     for device in DEVICES:

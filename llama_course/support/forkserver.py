@@ -241,9 +241,8 @@ def serve_forks(
                 lives.by_name[request["life"]](fds, **request["arguments"])
 
             try:
-                fence = Fence(
-                    **request["fence"] | {"readable": tuple(request["fence"]["readable"])}
-                )
+                lists = {name: tuple(request["fence"][name]) for name in ("readable", "hidden")}
+                fence = Fence(**request["fence"] | lists)
                 monitor(life, fds, socket.socket(fileno=answers), fence, why)
             finally:
                 os._exit(1)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llama_course.attention import blockwise_attention, causal_attention
+from llama_course.attention import causal_attention
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.shortcuts import refusing
+from llama_course.classroom.own_work import refusing
 
 
 def _peakedness(p, grad) -> float:
@@ -563,14 +563,18 @@ def with_a_running_softmax(q, k, v, block):
     return out
 
 
-tiled_attention.right(blockwise_attention)
+def _whole(q, k, v):
+    "Attention with all scores at once."
+    T, S = q.shape[-2], k.shape[-2]
+    hidden = torch.full((T, S), -torch.inf, dtype=q.dtype).triu(S - T + 1)
+    return (q * q.shape[-1] ** -0.5 @ k.mT + hidden).softmax(-1) @ v
 
 
 @tiled_attention.mistake("the whole matrix", hint=4)
 def the_whole_matrix(q, k, v, block):
     """Right in value, but the T x S scores are made and stored at once: that is what the tiles
     are to avoid."""
-    return causal_attention(q, k, v)
+    return _whole(q, k, v)
 
 
 @tiled_attention.mistake("masked tiles are computed", hint=3)
@@ -804,8 +808,6 @@ def _lean(*how):
 
 lean_attention.right(_lean())
 
-lean_attention.right(blockwise_attention)
-
 
 class _Merging(torch.autograd.Function):
     "The same with finished outputs that are merged."
@@ -894,13 +896,13 @@ def masked_tiles_on_the_way_back(q, k, v, block):
 @lean_attention.mistake("the whole matrix", hint=3)
 def the_whole_matrix_in_lean_attention(q, k, v, block):
     "Right in value, but autograd stores the T x T weights: a backward pass of your own need not."
-    return causal_attention(q, k, v)
+    return _whole(q, k, v)
 
 
 @lean_attention.mistake("the whole matrix, made twice", hint=3)
 def the_whole_matrix_made_twice(q, k, v, block):
     "Checkpointing keeps nothing, but makes the T x T matrix, and again in the backward pass."
-    return checkpoint(causal_attention, q, k, v, use_reentrant=False)
+    return checkpoint(_whole, q, k, v, use_reentrant=False)
 
 
 @lean_attention.mistake("autograd through the tiles", hint=3)

@@ -315,17 +315,17 @@ def cases_of_gotcha_accuracy(seed):
     random = torch.Generator().manual_seed(seed)
     for extra in (0, 5, 20):
         grid = torch.cartesian_prod(
-            torch.arange(3), torch.arange(2), torch.tensor([8, 31, 50, 64, 93])
+            torch.arange(3.0), torch.arange(2.0), torch.tensor([8, 49.5, 50, 50.5, 93])
         )
         grid = torch.cat([grid, grid, grid[torch.randint(len(grid), (extra,), generator=random)]])
         grid = grid[torch.randperm(len(grid), generator=random)]
-        pronoun, answer, percent = grid.unbind(1)
+        percent, (pronoun, answer) = grid[:, 2], grid[:, :2].long().unbind(1)
         chance = (2 + 3 * pronoun + 2 * answer + (percent > 50)) / 14
         yield (
             (torch.rand(len(grid), generator=random) < chance).float(),
             pronoun,
             answer,
-            percent.float(),
+            percent,
         )
 
 

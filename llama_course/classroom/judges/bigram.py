@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.shortcuts import refusing
+from llama_course.classroom.own_work import refusing
 
 
 def _magnified(logits, targets) -> float:

@@ -6,8 +6,6 @@ import codecs
 import torch
 
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.own_work import without_calling
-from llama_course.generation import token_probabilities
 
 nucleus = Exercise(
     "nucleus",
@@ -15,7 +13,6 @@ nucleus = Exercise(
     kind="rebuild",
     minutes=20,
     difficulty=2,
-    call=without_calling(token_probabilities),
     points={"values": 6, "invariant": 4},
     hints=(
         "Sort the tokens of a row by probability, the likeliest first, and add them up from there.",

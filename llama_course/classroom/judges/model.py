@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.shortcuts import refusing
+from llama_course.classroom.own_work import refusing
 
 # ------------------------------------------------------------------- logits from a dictionary
 

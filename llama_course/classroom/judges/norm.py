@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.shortcuts import refusing
+from llama_course.classroom.own_work import refusing
 
 
 def norm_cases(seed: int):

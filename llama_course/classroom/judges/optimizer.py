@@ -5,7 +5,7 @@ import functools
 import torch
 
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.shortcuts import refusing
+from llama_course.classroom.own_work import refusing
 
 B1, B2, EPS = 0.9, 0.95, 1e-8
 
