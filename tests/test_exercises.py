@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +23,11 @@ from llama_course.classroom import (
 from llama_course.classroom.compare import misfit, tolerance
 from llama_course.classroom.exercise import EXERCISES as course
 from llama_course.classroom.exercise import LOOKS, Exercise, find_exercise, load_exercises
+from llama_course.classroom.progress import HARD
 from llama_course.classroom.report import Report
 from llama_course.support.errors import UserError
 
+SOLUTIONS = Path(__file__).resolve().parent.parent / "solutions"
 EXERCISES = dict(load_exercises())
 TASKS = list(EXERCISES.values())
 MISTAKES = [(task, mistake) for task in TASKS for mistake in task.mistakes]
@@ -60,6 +65,27 @@ def test_an_exercise_is_complete(task):
     assert bool(task.wrt) == ("gradients" in task.points)
     kinds = {other.kind for other in TASKS if other.chapter == task.chapter}
     assert kinds == {"rebuild", "extend", "diagnose"}
+
+
+def task_texts():
+    "Exercise -> the text of its task, from its heading on."
+    found = {}
+    for path in sorted(SOLUTIONS.glob("*.ipynb")):
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            marked = cell["metadata"].get("nbgrader", {}).get("grade_id", "")
+            if cell["cell_type"] == "markdown" and marked.endswith("_task"):
+                found[marked.removesuffix("_task")] = "".join(cell["source"])
+    return found
+
+
+def test_every_task_says_what_it_is_how_long_it_takes_and_how_hard_it_is():
+    texts = task_texts()
+    assert set(texts) == set(EXERCISES)
+    for name, task in EXERCISES.items():
+        level = HARD[task.difficulty]
+        number, kind = r"(?:.*\n\n)?## \d+\. ", task.kind.capitalize()
+        begins = rf"{kind}: `{name}`\n\n\*About {task.minutes} minutes; {level}\.\* "
+        assert re.match(number + begins, texts[name], re.DOTALL), name
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 12345])

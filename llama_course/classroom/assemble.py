@@ -76,7 +76,7 @@ def losses_of(
     torch.manual_seed(seed)
     recipe = Recipe(steps=steps, warmup=2, lr=1e-2)
     step = assembly.step(assembly.model(config), recipe)
-    from_schedule = [recipe.lr * min(1, (i + 1) / 2) for i in range(steps)]
+    from_schedule = [cosine_lr(i, steps, recipe.lr, recipe.warmup) for i in range(steps)]
     rows = [step(_text(seed + i), lr) for i, lr in enumerate(from_schedule)]
     return [row[0] for row in rows], [row[1] for row in rows]
 
@@ -178,7 +178,7 @@ def judged(
     "What the judge says first of each part that departs."
     said = {}
     for one in compared:
-        if one.fault and one.part.function and one.part.slot != "schedule":
+        if one.fault and one.part.function:
             said[one.part.slot] = " ".join(check(one.part.function, one.part.name).messages[:2])
     return said
 

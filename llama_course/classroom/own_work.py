@@ -1,5 +1,5 @@
-"""What an answer may not call, since it is what the task builds: PyTorch's own function or optimizer, a
-finished model, and whatever the course's library has from the exercise's chapter on."""
+"""What an answer may not call, since it is what the task builds: PyTorch's own function or
+optimizer, a finished model, and what the course's library has from the exercise's chapter on."""
 
 import contextlib
 import functools

@@ -31,7 +31,7 @@ SLOTS = {  # part of the model -> the functions that can fill it, the best first
     "cache": ("ragged_step",),
     "loss": ("cross_entropy",),
     "optimizer": ("adamw_step",),
-    "schedule": ("cosine_lr", "learning_rate"),
+    "schedule": ("learning_rate",),
     "sampler": ("draw_tokens",),
 }
 

@@ -1,8 +1,8 @@
 """Where a learner's code runs: in a process of its own behind the fence.
 
 Judgement stays outside: the worker is sent arguments and sends back values, as data. What they are
-compared with, it never sees: of the judges it keeps how answers are called, and forgets the rest. Between two messages everything that the judge counts with is put back
-as it was.
+compared with, it never sees: of the judges it keeps how answers are called, and forgets the rest.
+Between two messages everything that the judge counts with is put back as it was.
 """
 
 import ast

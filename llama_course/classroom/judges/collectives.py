@@ -13,7 +13,6 @@ from llama_course.collectives import (
 )
 from llama_course.support.ledger import Counter
 
-
 GIVEN = ("Wire", "StageWire", "Stage", "Deadlock", "padded_parts", "rehearse")  # by the task
 RINGS = ("ring_all_gather", "ring_reduce_scatter", "ring_all_reduce")
 

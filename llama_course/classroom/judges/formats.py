@@ -165,9 +165,7 @@ def the_files_in_the_wrong_order(shards):
 @merge_shards.mistake("only the first layer", hint=2)
 def only_the_first_layer(shards):
     "Layers have numbers of one and of two digits: layers.10 was not recognised."
-    return _merge(
-        shards, dim_of=lambda name: 1 if name.startswith("layers.10") else _dim_of(name)
-    )
+    return _merge(shards, dim_of=lambda name: 1 if name.startswith("layers.10") else _dim_of(name))
 
 
 @merge_shards.mistake("all tensors in one", hint=3)
