@@ -235,6 +235,26 @@ LAYOUTS = {
         "anna_08_norm_2026_11_30T10_00_00_000001.ipynb": BOTH,
         "jo_08_norm_2026_11_30T10_00_00_000001.ipynb": BOTH,
     },
+    "gradescope": {
+        "assignment_77_export/submission_metadata.yml": b"""---
+submission_1001:
+  :submitters:
+  - :name: Anna Adams
+    :sid: '12345'
+    :email: anna@example.edu
+  :created_at: 2026-11-30 10:00:00.000000000 -08:00
+  :score: 8.0
+submission_1002:
+  :submitters:
+  - :name: Jo Baker
+    :sid:
+    :email: jo@example.edu
+  :created_at: 2026-11-30 10:00:00.000000000 -08:00
+  :score:
+""",
+        "assignment_77_export/submission_1001/08_norm.ipynb": BOTH,
+        "assignment_77_export/submission_1002/work.ipynb": BOTH,
+    },
     "plain files": {"anna.ipynb": BOTH, "jo.ipynb": BOTH, "roster.csv": b"anna,jo"},
     "plain folders": {"anna/answers.ipynb": BOTH, "jo/08_norm.ipynb": BOTH},
     "a folder around it": {"week 1/anna/08_norm.ipynb": BOTH, "week 1/jo/08_norm.ipynb": BOTH},
@@ -264,6 +284,26 @@ def test_each_layout_is_told_by_its_names(layout, packed, tmp_path):
         scratch.mkdir()
         found, _ = notebooks_of(lay_out(source, student, scratch))
         assert found and found[0].path.read_bytes() == BOTH and not found[0].refused
+
+
+def test_a_group_on_gradescope_is_several_students(tmp_path):
+    table = """submission_1:
+  :submitters:
+  - {":name": Anna, ":sid": 7}
+  - {":name": Jo, ":sid": 8}
+submission_2:
+  :submitters:
+  - {":name": Kim, ":sid": 9}
+"""
+    files = {"submission_1/a.ipynb": BOTH, "submission_metadata.yml": table.encode()}
+    write_all(files, tmp_path)
+    students = find_students(Folder(tmp_path)).students
+    assert [(s.name, s.ident, len(s.files)) for s in students] == [
+        ("Anna", "7", 1), ("Jo", "8", 1), ("Kim", "9", 0),
+    ]  # fmt: skip
+    (tmp_path / "submission_metadata.yml").write_text("submission_1: [")
+    with pytest.raises(UserError, match="export the submissions again"):
+        find_students(Folder(tmp_path))
 
 
 def test_a_learners_own_folder_is_no_class(tmp_path):

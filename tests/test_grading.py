@@ -38,6 +38,14 @@ def rms_norm(x, weight, eps):
     wide = x if x.dtype == torch.float64 else x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).type_as(x) * weight
 """
+ROPE = """import torch
+def rope(x, positions, theta):
+    frequency = theta ** (-torch.arange(0, x.shape[-1], 2).float() / x.shape[-1])
+    angle = torch.outer(positions.float(), frequency)[:, None]
+    cos, sin, (even, odd) = angle.cos(), angle.sin(), (x[..., 0::2], x[..., 1::2])
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    return turned.flatten(-2).type_as(x)
+"""
 BLOCK = """import torch.nn.functional as F
 def pre_norm_block(x, w1, w2, g1, g2, eps):
     h = x + F.rms_norm(x, g1.shape, g1, eps) @ w1
@@ -492,7 +500,7 @@ def test_a_folder_of_notebooks(tmp_path):
     write(tmp_path, NORM, name="norm.ipynb"), write(tmp_path, "x = 1", name="notes.ipynb")
     write(
         tmp_path,
-        "from llama_course.classroom.judges.rope import rope\nrope = rope.rights[1]",
+        ROPE,
         name="rope.ipynb",
     )
     result = grade(tmp_path, QUICK)
@@ -523,7 +531,7 @@ for fd in range(3, 64):
         write(folder, forge.replace("BODY", repr(body)), NORM, BLOCK, name="forged.ipynb")
         write(
             folder,
-            "from llama_course.classroom.judges.rope import rope\nrope = rope.rights[1]",
+            ROPE,
             name="rope.ipynb",
         )
         result = grade(folder, QUICK)

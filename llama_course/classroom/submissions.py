@@ -3,14 +3,14 @@ plain folders, all told from the names of files and folders.
 """
 
 import os
-import pkgutil
 import re
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from llama_course.classroom import judges
 from llama_course.classroom.observation import tidy
+from llama_course.classroom.own_work import chapters_from
 from llama_course.classroom.places import (
     LARGEST_STUDENT,
     Entry,
@@ -20,6 +20,7 @@ from llama_course.classroom.places import (
 from llama_course.classroom.progress import PROGRESS
 from llama_course.classroom.workspace import FIRST_PAGE, OLDER
 from llama_course.support.errors import UserError
+from llama_course.support.optional import need
 
 # adamsanna_LATE_12345_678910_08_norm-1.ipynb: Canvas, with the number of a later try
 CANVAS = re.compile(r"(.{1,150}?)(_LATE)?_(\d{1,20})_(\d{3,20})_(.{1,250})", re.DOTALL)
@@ -28,7 +29,9 @@ MOODLE = re.compile(r"(.{1,200})_(\d{1,20})_assignsubmission_(?:file|onlinetext)
 TRY = re.compile(r"-(\d{1,3})$")
 COPY = re.compile(r"[-_ ]*(?:[Cc]opy[-_ ]?(\d{0,3})|\((\d{1,3})\))$")
 STAMP = re.compile(r"[-_](\d{4}_\d\d_\d\dT\d\d_\d\d_\d\d(?:_\d{1,9})?)$")  # otter's export
-CHAPTERS = "|".join(module.name for module in pkgutil.iter_modules(judges.__path__))
+# what Gradescope's "Export Submissions" says of the folders beside it, submission_12345
+GRADESCOPE = "submission_metadata.yml"
+CHAPTERS = "|".join(chapters_from("01_bigram"))
 CHAPTER = re.compile(rf"(?<![a-z])(?:\d\d[-_ ])?(?:{CHAPTERS})(?![a-z])", re.IGNORECASE)
 MOST_NOTEBOOKS = 60  # of one student: twice the chapters
 
@@ -84,6 +87,9 @@ def find_students(place: Place) -> Class:
         entries, folders = [(entry, parts[1:]) for entry, parts in entries], set()
         place.clones = {clone.removeprefix(f"{top}/") for clone in place.clones if clone != top}
     cut = _prefix_of_clones(place.clones, {parts[0] for _, parts in entries if len(parts) > 1})
+    table = [entry for entry, parts in entries if parts == (GRADESCOPE,)]
+    submitters = gradescope_submitters(place, table[0]) if table else {}
+    entries = [(entry, parts) for entry, parts in entries if entry not in table]
     found: dict[tuple[str, str], Student] = {}
     aside, own = [], 0
     for entry, parts in entries:
@@ -92,11 +98,13 @@ def find_students(place: Place) -> Class:
             aside.append(entry.name)
             continue
         own += len(parts) == 1 and not ident and not _stem_without_chapter(parts[0])
-        student = found.setdefault((name.lower(), ident), Student(tidy(name, 100), ident))
-        student.files.append(file)
-    for folder in folders - {parts[0] for _, parts in entries}:
+        for name, ident in submitters.get(parts[0], [(name, ident)]):
+            student = found.setdefault((name.lower(), ident), Student(tidy(name, 100), ident))
+            student.files.append(file)
+    for folder in (folders | submitters.keys()) - {parts[0] for _, parts in entries}:
         if not MOODLE.fullmatch(folder):
-            found[folder.lower(), ""] = Student(tidy(folder, 100))
+            for name, ident in submitters.get(folder, [(folder, "")]):
+                found.setdefault((name.lower(), ident), Student(tidy(name, 100), ident))
     notebooks = sum(len(parts) == 1 and _suffix(parts[0]) == ".ipynb" for _, parts in entries)
     alone = not submitted and 0 < own == notebooks
     students = sorted(found.values(), key=lambda s: (s.name.lower(), s.ident))
@@ -122,7 +130,33 @@ def _only_a_wrapper(entries: list[tuple[Entry, tuple[str, ...]]], folders: set[s
     deeper = {parts[1] for _, parts in entries if len(parts) > 2}
     if its_own and not all(_stem_without_chapter(name) for name in its_own):
         return ""
+    if GRADESCOPE in direct:
+        return top
     return top if its_own or len(deeper) > 1 or _suffix("".join(direct[:1])) == ".zip" else ""
+
+
+def gradescope_submitters(
+    place: Place,
+    table: Entry,  # `GRADESCOPE`
+) -> dict[str, list[tuple[str, str]]]:  # folder -> name and number of each submitter
+    "Who handed in what, as Gradescope's export says. Raises `UserError` if that cannot be read."
+    yaml = need("yaml", "grading")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            place.copy(table, path := Path(scratch, GRADESCOPE))
+            rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {
+            str(folder): [
+                (str(who.get(":name") or who.get(":email") or folder), str(who.get(":sid") or ""))
+                for who in row[":submitters"]
+            ]
+            for folder, row in rows.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{table.name} is not as Gradescope exports it ({type(error).__name__}): export the "
+            "submissions again"
+        ) from None
 
 
 def _prefix_of_clones(clones: set[str], folders: set[str]) -> str:
