@@ -53,7 +53,8 @@ NAMES = {
     "tril": "triu", "floor": "ceil", "ceil": "floor", "any": "all", "all": "any",
 }  # fmt: skip
 # what means the same with two of its arguments exchanged
-SYMMETRIC = {"min", "max", "maximum", "minimum", "gcd", "hypot", "logaddexp", "transpose"}
+SYMMETRIC = {"min", "max", "maximum", "minimum", "gcd", "hypot", "logaddexp", "transpose",
+             "promote_types"}  # fmt: skip
 
 
 class Answer(NamedTuple):

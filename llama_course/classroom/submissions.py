@@ -98,13 +98,13 @@ def find_students(place: Place) -> Class:
             aside.append(entry.name)
             continue
         own += len(parts) == 1 and not ident and not _stem_without_chapter(parts[0])
-        for name, ident in submitters.get(parts[0], [(name, ident)]):
-            student = found.setdefault((name.lower(), ident), Student(tidy(name, 100), ident))
+        for who, number in submitters.get(parts[0], [(name, ident)]):
+            student = found.setdefault((who.lower(), number), Student(tidy(who, 100), number))
             student.files.append(file)
     for folder in (folders | submitters.keys()) - {parts[0] for _, parts in entries}:
         if not MOODLE.fullmatch(folder):
-            for name, ident in submitters.get(folder, [(folder, "")]):
-                found.setdefault((name.lower(), ident), Student(tidy(name, 100), ident))
+            for who, number in submitters.get(folder, [(folder, "")]):
+                found.setdefault((who.lower(), number), Student(tidy(who, 100), number))
     notebooks = sum(len(parts) == 1 and _suffix(parts[0]) == ".ipynb" for _, parts in entries)
     alone = not submitted and 0 < own == notebooks
     students = sorted(found.values(), key=lambda s: (s.name.lower(), s.ident))
