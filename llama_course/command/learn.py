@@ -36,7 +36,8 @@ def start_command(
             kept = f" (before: {one.kept})" if one.kept else ""
             lines.append(f"{one.path}: {one.state}{kept}")
     new, same = (sum(one.state == state for one in done) for state in (NEW, SAME))
-    lines.append(f"{len(done)} notebooks in {folder}: {new} new, {same} as they were")
+    notebooks = f"{len(done)} notebook{'' if len(done) == 1 else 's'}"
+    lines.append(f"{notebooks} in {folder}: {new} new, {same} unchanged")
     page = done[0].path if chapters else folder / FIRST_PAGE
     if not lab:
         lines.append(
