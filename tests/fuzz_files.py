@@ -1,17 +1,22 @@
-"""Damages files of models in many ways and loads them: `python tests/fuzz_files.py CASES [SEED]`.
+"""Damages files of models and gives them to the command: `python tests/fuzz_files.py CASES [SEED]`.
 
-Each load must succeed or end in one line, under 1 GB and in 10 seconds. Prints what did neither.
+Each case is a process of its own that runs `llama-course generate`, `chat`, `eval` or `export`. It
+must end well, or with one line on standard error and the status 2, under 1 GB and in 10 seconds;
+one in a hundred is begun by the shell, as a user does, the others are forked from this process.
+Prints a table, what did neither, and the whole as JSON in the last line.
 """
 
 import copy
 import json
+import os
 import random
-import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import gguf
@@ -19,13 +24,15 @@ import sentencepiece
 import tokenizers
 import torch
 
+import llama_course.command.evaluate
+import llama_course.command.export
+import llama_course.command.speak  # noqa: F401 - before the fork, so that no case waits for torch
+from llama_course.command import cli
 from llama_course.files.gguf import gguf_name
 from llama_course.files.hugging_face import save_hugging_face
-from llama_course.files.load import load
-from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig
-from llama_course.support.errors import UserError
 
+SECONDS, BYTES = 10, 10**9
 VALUES = [None, True, False, -1, 0, 1, 2, 3, 2**31, 2**63, 10**9, 10**400, 1e308, 5e-324, 1.5]
 VALUES += [float("nan"), float("inf"), "", "x", "2", "\ud800", "a" * 10_000, [], {}, [1], {"a": 1}]
 VALUES += [["x"], [[]], {"content": 3}, {"rope_type": "yarn", "factor": 2}, [2**31], [None]]
@@ -35,7 +42,7 @@ LINES = ["To be, or not to be: that is the question 1234.", "    def f(x): retur
 def write_all(folder):
     "A small model in every form, each in a folder of its own: form -> the files to damage."
     torch.manual_seed(0)
-    shape = dict(dim=32, n_layers=1, n_heads=2, vocab_size=300, hidden_dim=32, max_seq_len=64)
+    shape = dict(dim=32, n_layers=1, n_heads=2, vocab_size=300, hidden_dim=32, max_seq_len=512)
     model = Llama(LlamaConfig(**shape))
     pieces, byte_level = folder / "tokenizer.model", folder / "tokenizer.json"
     with open(pieces, "wb") as file:
@@ -168,54 +175,118 @@ def damage(path, chance):
         path.write_bytes(damaged_bytes(path.read_bytes(), chance))
 
 
-def try_load(path):
-    "What became of it: loaded, refused, or what is wrong."
-    try:
-        model, tokenizer = load(path)
-        ids = tokenizer.encode("To be", bos=True)
-        tokenizer.decode(list(generate(model, ids or [1], 2, temperature=0)))
-        if getattr(tokenizer, "chat_template", None):
-            tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
-    except UserError as error:
-        print(str(error)[-120:], end=" ", file=sys.stderr)
-        return "refused" if len(str(error).splitlines()) == 1 else f"many lines: {error}"
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        return f"{type(error).__name__}: {str(error)[:200]}"
-    return "loaded"
+def arguments(path, out, case):
+    "What the command is asked with the model at the path; each case another of four."
+    return (
+        ["generate", "--weights", path, "--tokens", "2", "--temperature", "0", "To be"],
+        ["chat", "--weights", path, "--tokens", "2", "--temperature", "0"],
+        ["eval", "--model", path, "--tasks", "piqa", "--limit", "1", "--shots", "0"],
+        ["export", path, "--to", "gguf", "--kind", "F32", "--out", out],
+    )[case % 4]
+
+
+def forked(words, said, heard):
+    "Begins the command in a process that has torch already; its number."
+    sys.stdout.flush()
+    if (child := os.fork()) == 0:
+        try:
+            for stream, number in ((heard, 0), (said, 1), (said, 2)):
+                os.dup2(stream.fileno(), number)
+            sys.stdin = open(0, closefd=False)
+            sys.argv = ["llama-course", *words]
+            cli.main()
+        except SystemExit as end:
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        except BaseException as error:
+            os.write(
+                2, f"Traceback: {type(error).__name__}: {error}"[:500].encode(errors="replace")
+            )
+        finally:
+            os._exit(1)
+    return child
+
+
+def run(words, place, real):
+    "The command's end: (status, what it printed, seconds, bytes at its peak)."
+    start = time.monotonic()
+    with open(place / "said", "w+b") as said, open(place / "heard", "w+b") as heard:
+        heard.write(b"To be?\n")
+        heard.seek(0)
+        if real:
+            program = [sys.executable, "-m", "llama_course", *words]
+            child = subprocess.Popen(program, stdin=heard, stdout=said, stderr=said).pid
+        else:
+            child = forked(words, said, heard)
+        while not (ended := os.wait4(child, os.WNOHANG))[0]:
+            if time.monotonic() - start > (60 if real else SECONDS):  # a busy machine imports long
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.002)
+        said.seek(0)
+        printed = said.read().decode(errors="replace")
+    status, used = os.waitstatus_to_exitcode(ended[1]), ended[2]
+    return status, printed, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+
+
+def judge(status, printed, seconds, peak):
+    "What became of a case: well, refused, or what is wrong."
+    ours = [line for line in printed.splitlines() if line.startswith("llama-course: ")]
+    if "Traceback" in printed or status not in (0, 2):
+        return f"ended with {status}: {printed[-300:]}"
+    if peak > BYTES:
+        return f"took {peak:,} bytes"
+    if seconds > SECONDS:
+        return f"took {seconds:.0f} seconds"
+    if status == 2 and (len(ours) != 1 or not printed.rstrip("\n").endswith(ours[0])):
+        return f"refused, and not in one line: {printed[-300:]}"
+    return "refused" if status else "well"
 
 
 def main(cases, seed=0):
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    table, wrong = defaultdict(Counter), []
+    slowest, largest, real = 0.0, 0, 0
     with tempfile.TemporaryDirectory() as name:
-        forms = write_all(whole := Path(name))
-        found = {"loaded": 0, "refused": 0}
-        assert all(
-            try_load(whole / form / ("m.gguf" if form == "gguf" else "")) == "loaded"
-            for form in forms
-        ), [try_load(whole / form) for form in forms]
-        before, wrong, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, [], 0.0
-        for case in range(cases):
+        whole = Path(name)
+        if os.fork() == 0:  # so that this process has run nothing of torch's before it forks
+            (whole / "forms.json").write_text(json.dumps(write_all(whole)))
+            os._exit(0)
+        os.wait()
+        forms = json.loads((whole / "forms.json").read_text())
+        for case in range(-4 * len(forms), cases):  # those before 0 are whole
             chance = random.Random(f"{seed} {case}")
-            form = chance.choice(list(forms))
-            shutil.rmtree(place := whole / "copy", ignore_errors=True)
-            shutil.copytree(whole / form, place)
+            form = chance.choice(list(forms)) if case >= 0 else list(forms)[case // 4]
+            for folder in ("copy", "out"):
+                shutil.rmtree(whole / folder, ignore_errors=True)
+            shutil.copytree(whole / form, place := whole / "copy")
             file = chance.choice(forms[form])
-            damage(place / file, chance)
-            signal.alarm(10)  # ends this process, and the case is the last that was begun
-            print(f"{case} {form}/{file}", end=" ", file=sys.stderr, flush=True)
-            start = time.monotonic()
-            said = try_load(place / "m.gguf" if form == "gguf" else place)
-            slowest = max(slowest, time.monotonic() - start)
-            signal.alarm(0)
-            print(said, file=sys.stderr, flush=True)
-            if said in found:
-                found[said] += 1
-            else:
-                wrong.append(f"case {case}, {form}/{file}: {said}")
-        more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps(found | {"wrong": wrong, "kilobytes": more, "slowest": round(slowest, 2)}))
+            if case >= 0:
+                damage(place / file, chance)
+            path = place / "m.gguf" if form == "gguf" else place
+            words = arguments(
+                str(path), str(whole / "out"), chance.randrange(4) if case >= 0 else case
+            )
+            by_shell = case >= 0 and case % 100 == 0
+            status, printed, seconds, peak = run(words, whole, by_shell)
+            said = judge(status, printed, 0 if by_shell else seconds, peak)
+            print(f"{case} {words[0]} {form}/{file} {said}: {printed[-150:]!r}", file=sys.stderr)
+            assert case >= 0 or said == "well", (words, printed)
+            slowest, largest = max(slowest, 0 if by_shell else seconds), max(largest, peak)
+            real += by_shell
+            if said not in ("well", "refused"):
+                wrong.append(f"case {case}, {words[0]} {form}/{file}: {said}")
+                said = "wrong"
+            if case >= 0:
+                table[words[0]][said] += 1
+                table[file if form == "gguf" else f"{form}/{file}"][said] += 1
+    print(f"{'':45} {'well':>6} {'refused':>8} {'wrong':>6}")
+    for row in sorted(table, key=lambda row: ("/" in row or "." in row, row)):
+        print(f"{row:45} {table[row]['well']:6} {table[row]['refused']:8} {table[row]['wrong']:6}")
+    counts = sum((table[name] for name in ("generate", "chat", "eval", "export")), Counter())
+    found = {said: counts[said] for said in ("well", "refused")}
+    found |= {"wrong": wrong, "bytes": largest, "seconds": round(slowest, 2), "by_shell": real}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

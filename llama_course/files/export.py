@@ -15,12 +15,13 @@ from llama_course.files.checkpoint import Checkpoint
 from llama_course.files.gguf_out import FILE_TYPES, check_fields, write_gguf
 from llama_course.files.hugging_face import write_hugging_face
 from llama_course.files.load import load_tokenizer, read_checkpoint
+from llama_course.files.pieces import pieces_of_json
 from llama_course.files.run import RunFolder
-from llama_course.files.tokenizer_out import PLAIN_TEMPLATE, write_tokenizer
+from llama_course.files.tokenizer_out import PLAIN_IN_GO, PLAIN_TEMPLATE, write_tokenizer
 from llama_course.files.tokenizers import fit_vocabulary, save_tokenizer
 from llama_course.formats import DTYPES, tensor_shapes
 from llama_course.model import LlamaConfig
-from llama_course.support.disk import new_folder, write_json
+from llama_course.support.disk import atomic_write, new_folder, write_json
 from llama_course.support.errors import UserError
 from llama_course.support.options import option, options
 from llama_course.tokenizer import Tokenizer
@@ -85,6 +86,11 @@ class Parcel:
         others = getattr(self.tokenizer, "stop_ids", None) or ()
         return [i for i in dict.fromkeys((self.tokenizer.eos_id, *others)) if i >= 0]
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        "How its makers recommend to draw tokens, in transformers' words."
+        return getattr(self.tokenizer, "generation", {})
+
     def tensors(self, kind: str | None) -> tuple[StoredTensors, torch.dtype]:
         "The tensors in a dtype, and that dtype. Raises `UserError` for blocks of codes."
         if kind and kind not in DTYPES:
@@ -122,11 +128,11 @@ def to_hugging_face_folder(parcel: Parcel, folder: Path, kind: str | None) -> No
         ids["bos_token_id"] = parcel.tokenizer.bos_id
     write_hugging_face(tensors, parcel.config, folder, dtype=dtype, **ids)
     write_tokenizer(parcel.tokenizer, folder, parcel.template, parcel.config.max_seq_len)
-    write_json(folder / "generation_config.json", ids)
+    write_json(folder / "generation_config.json", parcel.sampling | ids)
 
 
 def to_gguf(parcel: Parcel, folder: Path, kind: str | None) -> None:
-    "model.gguf, with weights, tokenizer and template."
+    "model.gguf, with weights, tokenizer and template; and the Modelfile that ollama asks for."
     stored = {dtype: name for name, dtype in DTYPES.items()}[parcel.checkpoint.dtype]
     shapes = {name: tuple(shape) for name, shape in tensor_shapes(parcel.config).items()}
     write_gguf(
@@ -139,11 +145,35 @@ def to_gguf(parcel: Parcel, folder: Path, kind: str | None) -> None:
         kind or (stored if stored in FILE_TYPES else "F32"),
         parcel.path.resolve().stem,
     )
+    with atomic_write(folder / "Modelfile") as file:
+        file.write(modelfile(parcel).encode())
+
+
+def modelfile(parcel: Parcel) -> str:
+    """What `ollama create` reads beside model.gguf.
+
+    Ollama knows the usual Jinja templates by sight and has Go's in their place; for the course's
+    own, and for a model that does not talk, it is written here.
+    """
+    names = {"repetition_penalty": "repeat_penalty", "max_new_tokens": "num_predict"}
+    names |= {name: name for name in ("temperature", "top_k", "top_p", "min_p")}
+    lines = ["FROM ./model.gguf"]
+    settings = parcel.sampling
+    if settings.get("do_sample", True):
+        lines += [f"PARAMETER {names[k]} {v}" for k, v in sorted(settings.items()) if k in names]
+    if parcel.template is None:
+        lines.append("TEMPLATE {{ .Prompt }}")
+    elif parcel.template == PLAIN_TEMPLATE:
+        lines.append(f'TEMPLATE """{PLAIN_IN_GO}"""')
+    return "\n".join([*lines, ""])
 
 
 def to_meta(parcel: Parcel, folder: Path, kind: str | None) -> None:
     "consolidated.00.pth, params.json and tokenizer.model, as Meta's release has them."
-    if not isinstance(parcel.tokenizer, Tokenizer):
+    tokenizer = parcel.tokenizer
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = pieces_of_json(tokenizer)
+    if tokenizer is None:
         raise UserError(
             f"{parcel.tokenizer.path} is no SentencePiece model, and Meta's form wants one:"
             " export to hf or gguf."
@@ -154,7 +184,7 @@ def to_meta(parcel: Parcel, folder: Path, kind: str | None) -> None:
         state["output.weight"] = state["tok_embeddings.weight"].clone()
     write_json(folder / "params.json", params_of(parcel.config))
     torch.save(state, folder / "consolidated.00.pth")
-    save_tokenizer(parcel.tokenizer, folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def params_of(
@@ -205,7 +235,10 @@ def ways_to_run(how: Export, parcel: Parcel) -> list[str]:
         ]
     if how.to == "gguf":
         talk = "-cnv" if parcel.template else '-no-cnv -p "Once"'
-        return [f"llama-cli -m {out / 'model.gguf'} {talk}"]
+        return [
+            f"llama-cli -m {out / 'model.gguf'} {talk}",
+            f"ollama create mine -f {out / 'Modelfile'} && ollama run mine",
+        ]
     if how.to == "peft":
         base = RunFolder(parcel.path).facts.weights
         return [

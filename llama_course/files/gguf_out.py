@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llama_course.bpe import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from llama_course.files.gguf import gguf_name
+from llama_course.files.pieces import pieces_of_json
 from llama_course.files.tokenizer_in import splitter
 from llama_course.files.tokenizer_out import added_tokens, sentencepiece_model
 from llama_course.files.tokenizers import ByteLevelTokenizer
@@ -149,6 +150,8 @@ def _add_tokenizer(
     writer: Any, tokenizer: Tokenizer | ByteLevelTokenizer, size: int, template: str | None
 ) -> None:
     "Pieces, types, control tokens, how a text begins; ids that no piece has are unused."
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = pieces_of_json(tokenizer) or tokenizer
     if isinstance(tokenizer, Tokenizer):
         tokens, types = _add_pieces(writer, tokenizer, size)
     else:

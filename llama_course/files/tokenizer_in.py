@@ -2,14 +2,13 @@
 
 import base64
 import re
-import tempfile
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from llama_course.files.gguf import gguf_header
-from llama_course.files.tokenizers import ByteLevelTokenizer, PieceTokenizer
+from llama_course.files.pieces import model_of_pieces, read_model
+from llama_course.files.tokenizers import SAMPLING, ByteLevelTokenizer, PieceTokenizer
 from llama_course.formats import byte_letter
 from llama_course.support.disk import read_json_table
 from llama_course.support.errors import UserError
@@ -87,6 +86,7 @@ def tokenizer_of_json(folder: Path | str) -> ByteLevelTokenizer:
     template = about["chat_template"]
     made = ByteLevelTokenizer(merges, path, controls, bos, eos, add_bos, template)
     made.stop_ids |= _stops(Path(folder), made.vocab_size)
+    made.generation = _sampling(Path(folder))
     return made
 
 
@@ -103,8 +103,8 @@ def _merges_of_json(path: Path) -> Any:
 def tokenizer_of_pieces(folder: Path | str) -> Tokenizer:
     "The SentencePiece model in a folder, with what stands beside it."
     path, about = Path(folder) / "tokenizer.model", _surroundings(Path(folder))
-    stops = _stops(Path(folder), 2**24)
-    if not about["found"] and not stops:
+    stops, sampling = _stops(Path(folder), 2**24), _sampling(Path(folder))
+    if not about["found"] and not stops and not sampling:
         return Tokenizer.load(path)
     n = Tokenizer.load(path).vocab_size
     added = {word: (i, special) for word, (i, special) in about["added"].items() if i >= n}
@@ -119,6 +119,7 @@ def tokenizer_of_pieces(folder: Path | str) -> Tokenizer:
     if len(added) != made.vocab_size - n:
         raise UserError(f"{path}: the tokens that are added beside it leave ids without a token.")
     made.stop_ids |= {i for i in stops if i < made.vocab_size}
+    made.generation = sampling
     return made
 
 
@@ -254,41 +255,27 @@ def tokenizer_of_gguf(path: Path | str) -> Tokenizer | ByteLevelTokenizer:
 
 def _sentencepiece_of_gguf(part: dict, path: Path | str, template: str | None) -> PieceTokenizer:
     "The SentencePiece model in a GGUF file, which keeps all that a tokenizer.model holds."
-    # protobuf is slow to import
-    protobuf = import_module("sentencepiece.sentencepiece_model_pb2")
     tokens = _list_of(part["tokens"], str, path)
-    n, model = len(tokens), protobuf.ModelProto()
+    n = len(tokens)
     types = _list_of(part.get("token_type", [1] * n), int, path)
     scores = _list_of(part.get("scores", [0.0] * n), float, path)
     if not n == len(types) == len(scores) or not set(types) <= set(range(1, 7)):
         raise UserError(
             f"{path}: the tokenizer's pieces, scores and types do not fit: fetch it again."
         )
-    for piece, score, kind in zip(tokens, scores, types):
-        model.pieces.add(piece=piece, score=score, type=kind)
-    about, form = model.trainer_spec, model.normalizer_spec
-    about.model_type, about.vocab_size, about.byte_fallback = about.BPE, n, 6 in types  # 6: a byte
+    first = {}
     for name, key, usual in (("unk", "unknown", 0), ("bos", "bos", 1), ("eos", "eos", 2)):
-        i = part.get(f"{key}_token_id", usual)
+        i = first[name] = part.get(f"{key}_token_id", usual)
         if type(i) is not int or not 0 <= i < n:
             raise UserError(f"{path}: {name.upper()} is token {i!r:.20} of {n}: fetch it again.")
-        setattr(about, f"{name}_id", i)
-        setattr(about, f"{name}_piece", tokens[i])
-    form.name, form.add_dummy_prefix = "identity", bool(part.get("add_space_prefix", True))
+    prefix = bool(part.get("add_space_prefix", True))
+    model = model_of_pieces(zip(tokens, scores, types), first, prefix)
+    form = model.normalizer_spec
     form.remove_extra_whitespaces = bool(part.get("remove_extra_whitespaces", False))
     charsmap = _list_of(part.get("precompiled_charsmap", []), int, path)
     form.precompiled_charsmap = bytes(byte % 256 for byte in charsmap)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tokenizer.model"
-        file.write_bytes(model.SerializeToString())
-        try:
-            # llama.cpp puts the first space after every control token
-            add_bos = part.get("add_bos_token") is not False
-            tokenizer = PieceTokenizer(file, {}, {}, add_bos, template)
-        except UserError as error:
-            raise UserError(str(error).replace(str(file), str(path))) from None
-    tokenizer.path = Path(path)
-    return tokenizer
+    # llama.cpp puts the first space after every control token
+    return read_model(model, path, {}, {}, part.get("add_bos_token") is not False, template)
 
 
 def _surroundings(folder: Path) -> dict:
@@ -356,6 +343,17 @@ def _stops(folder: Path, size: int) -> set[int]:
                 raise UserError(f"{folder / name}: eos_token_id is {i!r:.40}, no token's number.")
             stops.add(i)
     return stops
+
+
+def _sampling(folder: Path) -> dict[str, Any]:
+    "How generation_config.json recommends to draw tokens."
+    path = folder / "generation_config.json"
+    given = read_json_table(path) if path.is_file() else {}
+    numbers = {name: given[name] for name in SAMPLING.split() if given.get(name) is not None}
+    for name, value in numbers.items():
+        if not isinstance(value, int | float) or not -(2**53) < value < 2**53:
+            raise UserError(f"{path}: {name} is {value!r:.40}, no number: restore the file.")
+    return numbers
 
 
 def _word(value: Any, path: Path) -> str | None:

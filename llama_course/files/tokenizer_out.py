@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_course.bpe import BYTE, CONTROL, UNKNOWN
+from llama_course.files.pieces import merges_of_pieces
 from llama_course.files.tokenizers import ByteLevelTokenizer, PieceTokenizer, save_tokenizer
 from llama_course.support.disk import atomic_write, read_json, write_json
 from llama_course.support.errors import UserError
@@ -18,6 +19,10 @@ PLAIN_TEMPLATE = (
     "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\nAnswer:' }}{% else %}{{ eos_token }}{% endif %}"
 )
+PLAIN_IN_GO = (  # the same, for ollama
+    '{{ range $i, $m := .Messages }}{{ if $i }}{{ "\\n" }}{{ end }}'
+    '{{ if eq $m.Role "assistant" }}Answer: {{ end }}{{ $m.Content }}{{ end }}{{ "\\nAnswer:" }}'
+)
 
 
 def sentencepiece_model(
@@ -26,20 +31,6 @@ def sentencepiece_model(
     "All that the tokenizer's model file holds."
     protobuf = import_module("sentencepiece.sentencepiece_model_pb2")  # slow to import
     return protobuf.ModelProto.FromString(tokenizer._model.serialized_model_proto())
-
-
-def merges_of_pieces(
-    scores: dict[str, float],  # piece -> score, in the order of the ids
-) -> list[tuple[str, str]]:
-    "Every way to join two pieces into a third, the best piece first: what a score stands for."
-    ids = {piece: i for i, piece in enumerate(scores)}
-    found = [
-        (-score, ids[piece[:cut]], ids[piece[cut:]], piece, cut)
-        for piece, score in scores.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in ids and piece[cut:] in ids
-    ]
-    return [(piece[:cut], piece[cut:]) for *_, piece, cut in sorted(found)]
 
 
 def added_tokens(
@@ -56,6 +47,7 @@ def added_tokens(
 
 def fast_tokenizer(
     tokenizer: Tokenizer,
+    template: str | None,  # of Jinja, as of `write_tokenizer`
 ) -> Any:  # a Tokenizer of the package `tokenizers`
     "The SentencePiece model in the form of tokenizer.json. Raises `UserError` for unigrams."
     tokenizers = need("tokenizers", "smollm")
@@ -83,7 +75,8 @@ def fast_tokenizer(
         token = tokenizers.AddedToken(word, special=special, normalized=False)
         made.add_special_tokens([token]) if special else made.add_tokens([token])
     prefix = model.normalizer_spec.add_dummy_prefix
-    if prefix and not getattr(tokenizer, "_space_everywhere", True):
+    if prefix and template and not getattr(tokenizer, "_space_everywhere", True):
+        # no space after control tokens, for which a text's own first space is lost
         made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(META, "first", split=False)
     else:
         steps = [parts.Prepend(META)] * prefix + [parts.Replace(" ", META)]
@@ -106,7 +99,7 @@ def write_tokenizer(
     about: dict[str, Any] = read_json(settings) if settings.is_file() else {}
     add_bos = getattr(tokenizer, "add_bos", True)
     if isinstance(tokenizer, Tokenizer):
-        made = fast_tokenizer(tokenizer)
+        made = fast_tokenizer(tokenizer, template)
         prefix = bool(sentencepiece_model(tokenizer).normalizer_spec.add_dummy_prefix)
         about["add_prefix_space"] = prefix  # read by llama.cpp's converter
         about["unk_token"] = about["pad_token"] = made.id_to_token(tokenizer._model.unk_id())

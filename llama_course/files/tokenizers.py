@@ -13,6 +13,9 @@ from llama_course.support.errors import UserError
 from llama_course.support.optional import need
 from llama_course.tokenizer import GUARD, META, Tokenizer, check_text
 
+# What generation_config.json may recommend, beside the ids that end a text.
+SAMPLING = "do_sample temperature top_k top_p min_p repetition_penalty max_length max_new_tokens"
+
 
 class PieceTokenizer(Tokenizer):
     "LLaMA's tokenizer with what a model's folder adds: words of its own, a chat template."
@@ -26,6 +29,7 @@ class PieceTokenizer(Tokenizer):
         chat_template: str | None = None,
         space_everywhere: bool = True,  # whether a text after a control token has the first space
     ):
+        self.generation: dict[str, Any] = {}  # of `SAMPLING`, as the model's makers recommend it
         self._words: dict[str, int] = {}
         self._added: dict[int, str] = {}
         self.add_bos, self.pieces = True, 2**31
@@ -91,6 +95,7 @@ class ByteLevelTokenizer:
         chat_template: str | None = None,
     ):
         self._merges, self.path, self.vocab_size = merges, Path(path), merges.get_vocab_size()
+        self.generation: dict[str, Any] = {}  # as of `PieceTokenizer`
         self._whole: Any = None  # the same, for texts whose control words count
         self._after: Any = None  # the same, for texts that follow a control token
         self.controls, self.chat_template = controls, chat_template
@@ -194,9 +199,10 @@ def save_tokenizer(
         path, content = folder / "tokenizer.json", _json_of(tokenizer)
     if not isinstance(tokenizer, Tokenizer) or isinstance(tokenizer, PieceTokenizer):
         write_json(folder / "tokenizer_config.json", _settings_of(tokenizer))
-        if len(tokenizer.stop_ids) > 1:
-            stops = {"eos_token_id": sorted(tokenizer.stop_ids)}
-            write_json(folder / "generation_config.json", stops)
+        several = len(tokenizer.stop_ids) > 1
+        stops = {"eos_token_id": sorted(tokenizer.stop_ids)} if several else {}
+        if about := tokenizer.generation | stops:
+            write_json(folder / "generation_config.json", about)
     with atomic_write(path) as file:
         file.write(content)
     return fingerprint(path)
