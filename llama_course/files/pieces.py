@@ -48,7 +48,7 @@ def model_of_pieces(
     return model
 
 
-def read_model(
+def tokenizer_from_model(
     model: Any,  # SentencePiece's ModelProto
     path: Path | str,  # where it comes from
     *more: Any,  # of `PieceTokenizer`
@@ -112,7 +112,7 @@ def pieces_of_json(
     if not all(0 <= i < len(tokens) for i in first.values()):
         raise no
     rows = [(t, plain.get(t, 0.0), kind) for t, kind in zip(tokens, kinds)]
-    made = read_model(
+    made = tokenizer_from_model(
         model_of_pieces(rows, first, prefix),
         tokenizer.path,
         {word: i for i, word in controls.items() if i >= len(tokens)},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_course.files.gguf import gguf_header
-from llama_course.files.pieces import model_of_pieces, read_model
+from llama_course.files.pieces import model_of_pieces, tokenizer_from_model
 from llama_course.files.tokenizers import SAMPLING, ByteLevelTokenizer, PieceTokenizer
 from llama_course.formats import byte_letter
 from llama_course.support.disk import read_json_table
@@ -275,7 +275,9 @@ def _sentencepiece_of_gguf(part: dict, path: Path | str, template: str | None) -
     charsmap = _list_of(part.get("precompiled_charsmap", []), int, path)
     form.precompiled_charsmap = bytes(byte % 256 for byte in charsmap)
     # llama.cpp puts the first space after every control token
-    return read_model(model, path, {}, {}, part.get("add_bos_token") is not False, template)
+    return tokenizer_from_model(
+        model, path, {}, {}, part.get("add_bos_token") is not False, template
+    )
 
 
 def _surroundings(folder: Path) -> dict:

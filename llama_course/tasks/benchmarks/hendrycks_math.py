@@ -30,7 +30,7 @@ WORKED_PROBLEMS = file_rows(Path(__file__).with_name("hendrycks_math_worked.json
 def read_math(row: dict) -> Problem:
     "The problem in a row of MATH."
     problem, solution = text_of(row, "problem"), text_of(row, "solution")
-    if (gold := boxed(solution)) is None:
+    if not (gold := boxed(solution)):
         raise UserError(rf"a solution of MATH has \boxed{{...}}, not so: {solution[-40:]!r}.")
     return Problem(problem, solution, normalize_math(gold))
 
