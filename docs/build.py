@@ -45,6 +45,7 @@ ABOUT = [
     "symbols.md",
     "models.md",
     "benchmarks.md",
+    "full_scale.md",
     "teaching.md",
 ]
 # What stands as it is: code, formulas, links, headings, HTML

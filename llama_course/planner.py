@@ -117,7 +117,7 @@ PAPER = {"7B": 82_432, "13B": 135_168, "33B": 530_432, "65B": 1_022_362}  # Tabl
 def measured(
     name: str,  # one of the paper's four models
 ) -> float:
-    "Tokens per second and GPU of the paper's run, from its tokens and GPU-hours. (Tables 2, 15)"
+    "Tokens per second per GPU of the paper's run, from its tokens and GPU-hours. (Tables 2, 15)"
     return round(MODELS[name][1], -11) / PAPER[name] / 3600  # Table 2 prints 1.0T and 1.4T
 
 # %% ../nbs/19_planner.ipynb #c014
@@ -403,7 +403,7 @@ def energy_mwh(
 
 def carbon_tonnes(
     mwh: float,
-    intensity: float = 0.385,  # kg CO2eq a kWh: the average of the US
+    intensity: float = 0.385,  # kg CO2eq per kWh: the average of the US
 ) -> float:
     "Tonnes of CO2 equivalent. (LLaMA, section 6, equation 2)"
     return mwh * intensity

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +28,13 @@ from llama_course.collectives import (
 )
 from llama_course.instruct import Packed, PackedLoader, packed_loss, text_rows
 from llama_course.model import Llama, LlamaConfig
-from llama_course.parallel import check_division, hidden_share, make_mesh, parallelize
+from llama_course.parallel import (
+    check_division,
+    gpu_intervals,
+    hidden_share,
+    make_mesh,
+    parallelize,
+)
 from llama_course.support.errors import UserError
 from llama_course.support.ledger import Counter
 from llama_course.training import Recipe, Step, loss_of
@@ -458,3 +465,25 @@ def test_what_cannot_be_shared_is_refused():
 def test_the_hidden_share_of_communication():
     assert hidden_share([(0, 4)], [(1, 2), (3, 6)]) == 0.5
     assert hidden_share([(0, 1), (0, 2)], [(0, 9)]) == 1.0 and hidden_share([], [(0, 1)]) == 1.0
+
+
+def test_the_ranges_of_a_trace_are_no_kernels():
+    "FSDP names ranges of its code, which the profiler draws on the GPU's side, too."
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = []
+    for i, (name, device, is_range) in enumerate(
+        [
+            ("ncclDevKernel_AllGather_RING_LL", cuda, False),
+            ("ampere_bf16_gemm", cuda, False),
+            ("FSDP::all_gather (layers.0)", cuda, True),
+            ("nccl:all_gather", cuda, True),
+            ("aten::mm", cpu, False),
+        ]
+    ):
+        when = SimpleNamespace(start=i, end=i + 1)
+        events.append(
+            SimpleNamespace(
+                name=name, device_type=device, is_user_annotation=is_range, time_range=when
+            )
+        )
+    assert gpu_intervals(SimpleNamespace(events=lambda: events)) == ([(0, 1)], [(1, 2)])

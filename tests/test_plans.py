@@ -14,6 +14,18 @@ from llama_course.planner import GPU, Planning, plan
 DEEP = LlamaConfig(dim=256, n_layers=6, n_heads=4, vocab_size=1024, hidden_dim=768, max_seq_len=128)
 WIDE = LlamaConfig(dim=384, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=512, max_seq_len=128)
 WORDY = LlamaConfig(dim=128, n_layers=5, n_heads=4, vocab_size=8192, hidden_dim=384, max_seq_len=64)
+BIASED = LlamaConfig(  # heads of their own width, biases everywhere: what a config.json can ask for
+    dim=256,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=96,
+    vocab_size=512,
+    hidden_dim=512,
+    attention_bias=True,
+    mlp_bias=True,
+    max_seq_len=128,
+)
 TINY = GPU("tiny", 1e12, 1e9, 1e11, 4, 1e10, 1e9)
 ASKED = {  # ranks -> plans
     1: [
@@ -24,11 +36,11 @@ ASKED = {  # ranks -> plans
         Planning(DEEP, 2, TINY, batch=8, seq_len=128, tensor=1, checkpointing="selective"),
         Planning(WIDE, 2, TINY, batch=8, seq_len=128, tensor=2, checkpointing="none"),
         Planning(WORDY, 2, TINY, batch=4, seq_len=64, tensor=2, checkpointing="full"),
-        Planning(WIDE, 2, TINY, batch=6, seq_len=128, tensor=1, micro_batch=1),
+        Planning(BIASED, 2, TINY, batch=6, seq_len=128, tensor=1, micro_batch=1),
     ],
     4: [
         Planning(DEEP, 4, TINY, batch=8, seq_len=128, tensor=2, checkpointing="selective"),
-        Planning(WIDE, 4, TINY, batch=16, seq_len=128, tensor=1, checkpointing="full"),
+        Planning(BIASED, 4, TINY, batch=16, seq_len=128, tensor=2, checkpointing="full"),
         Planning(DEEP, 4, TINY, batch=8, seq_len=128, tensor=2, checkpointing="none"),
         Planning(WORDY, 4, TINY, batch=8, seq_len=64, tensor=1, accumulate=2),
     ],

@@ -187,18 +187,21 @@ def plan_lines(
     "A plan as a page of text."
     r, layout, seconds = result, result["layout"], result["seconds"]
     share = {part: s / sum(seconds.values()) for part, s in seconds.items()}
+    gib, need = r["memory_gib"], sum(r["memory_gib"].values())
+    unit, scale = ("GiB", 1) if need >= 0.1 else ("MiB", 1024)
     lines = [
-        f"{r['parameters'] / 1e9:.3g}B parameters, {r['tokens'] / 1e12:.3g}T tokens,"
+        f"{_short(r['parameters'])} parameters, {_short(r['tokens'])} tokens,"
         f" {r['gpus']} x {r['gpu']}",
-        f"  {r['days']:.1f} days, {r['tokens_per_second_per_gpu']:,.0f} tokens per second per GPU,"
-        f" MFU {r['mfu']:.1%}",
-        f"  {r['gpu_hours']:,.0f} GPU-hours, ${r['cost_dollars']:,.0f},"
+        f"  {_duration(r['days'])}, {r['tokens_per_second_per_gpu']:,.0f} tokens per second per"
+        f" GPU, MFU {r['mfu']:.1%}",
+        f"  {r['gpu_hours']:,.{0 if r['gpu_hours'] >= 10 else 3}f} GPU-hours,"
+        f" ${r['cost_dollars']:,.{0 if r['cost_dollars'] >= 10 else 2}f},"
         f" {r['mwh']:,.4g} MWh, {r['tco2e']:,.4g} tCO2e",
         f"  {r['steps']:,} steps of {r['batch']:,} x {r['seq_len']:,} tokens",
         "layout: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in layout.items()),
-        f"memory: {sum(r['memory_gib'].values()):.1f} GiB of {r['memory_limit_gib']:.1f}"
+        f"memory: {scale * need:.1f} {unit} of {scale * r['memory_limit_gib']:,.1f}"
         f"{' (tight: the allocator may not find room)' if r['tight'] else ''}: "
-        + ", ".join(f"{part} {size:.1f}" for part, size in r["memory_gib"].items()),
+        + ", ".join(f"{part} {scale * size:.1f}" for part, size in gib.items()),
         "time: " + ", ".join(f"{part} {s:.0%}" for part, s in share.items() if s >= 0.005),
     ]
     if r["others"] and most:
@@ -210,3 +213,19 @@ def plan_lines(
             f"  {kind}, {o['checkpointing']}, micro-batch {o['micro_batch']}: {other['why']}"
         )
     return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    "Three digits and a letter: 65.3B."
+    for letter, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.0f}"
+
+
+def _duration(days: float) -> str:
+    "In days, or in the unit that makes it more than one."
+    for unit, size in (("days", 1), ("hours", 24), ("minutes", 1440)):
+        if days * size >= 1:
+            return f"{days * size:.1f} {unit}"
+    return f"{days * 86400:.1f} seconds"

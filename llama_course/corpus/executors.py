@@ -97,7 +97,12 @@ def run_source(
         title = f"{source}, {len(ranks)} of {stage.tasks} tasks"
         with tqdm(desc=title, unit=" documents", disable=None) as bar:
             if recipe.executor == "ray" and ranks:
-                executor.run()
+                executor.run()  # tries each task a few times, and says nothing of those that failed
+                if left := ranks_to_do(executor, stage.out):
+                    raise UserError(
+                        f"{source}: {len(left)} of {stage.tasks} tasks failed on Ray: see"
+                        f" {stage.logs / 'logs'}, or what Ray printed; the same command goes on."
+                    )
             else:
                 run_ranks(executor, ranks, recipe.workers, bar)
     return True
