@@ -8,6 +8,7 @@
 #   make chapter N=08   check one chapter: export it, run it, its tests and its exercise
 #   make cluster   the tests that need a real Slurm (apt-get install slurm-wlm munge) and Ray
 #   make mutants N=08   change every solution at one place: does its judge notice?
+#   make seeds N=08    the course's own right answers, on fifty seeds and under every setting
 #   make update  renew requirements.lock with the newest versions, and run everything
 # After an edit in nbs/ or solutions/: make generate
 # Options go through ARGS: make demo ARGS="--minutes 1"
@@ -31,7 +32,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test docs slides bench chapter cluster mutants update generate
+.PHONY: help demo lab test docs slides bench chapter cluster mutants seeds update generate
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -89,6 +90,9 @@ cluster: $(READY)
 
 mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(N) $(ARGS)
+
+seeds: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/seeds.py $(N) $(ARGS)
 
 # With the lock renewed the environment is made anew, and everything is run in it.
 update: $(READY)

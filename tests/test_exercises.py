@@ -1,5 +1,6 @@
 "The exercises: right answers pass, and what is wrong is refused by its name."
 
+import ast
 import dataclasses
 import functools
 import json
@@ -86,6 +87,26 @@ def test_every_task_says_what_it_is_how_long_it_takes_and_how_hard_it_is():
         number, kind = r"(?:.*\n\n)?## \d+\. ", task.kind.capitalize()
         begins = rf"{kind}: `{name}`\n\n\*About {task.minutes} minutes; {level}\.\* "
         assert re.match(number + begins, texts[name], re.DOTALL), name
+
+
+# where the judge deals the arguments out: to ranks, as a model, as files on a disk
+DEALT = {
+    "find_faults", "train_steps", "held_out_bits", "reduce_scatter", "doubling_all_reduce",
+    "equal_sums", "parallel_swiglu", "sharded_step", "clip_shards", "newest_whole",
+    "save_checkpoint", "bytes_alive", "serve_rows",
+}  # fmt: skip
+
+
+def test_messages_call_the_arguments_as_the_task_does():
+    for path in sorted(SOLUTIONS.glob("*.ipynb")):
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            if not cell["metadata"].get("nbgrader", {}).get("solution"):
+                continue
+            for node in ast.parse("".join(cell["source"])).body:
+                name = getattr(node, "name", "")
+                if isinstance(node, ast.FunctionDef) and name in EXERCISES.keys() - DEALT:
+                    given = [argument.arg for argument in node.args.args]
+                    assert EXERCISES[name].names[: len(given)] == given, name
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 12345])

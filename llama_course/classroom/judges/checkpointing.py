@@ -6,6 +6,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import (
 )
 
 from llama_course.classroom.exercise import Exercise
+from llama_course.classroom.own_work import LibraryShortcut
 from llama_course.support.ledger import ledger
 
 
@@ -203,8 +205,22 @@ def network(x, w_in, gain, w_out, checkpointed):  # (T, D), (D, F), (F,), (F, D)
     return x + (h @ w_out).relu()
 
 
+class _NothingRuns(TorchFunctionMode):
+    "Within it whatever is asked of PyTorch raises `LibraryShortcut`."
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        raise LibraryShortcut("it asks PyTorch to compute: write a formula, nothing is run here")
+
+
+def _by_a_formula(answer, *args):
+    "How an answer is called in which nothing is run."
+    with _NothingRuns():
+        return answer(*args)
+
+
 kept_bytes = Exercise(
     "kept_bytes",
+    call=_by_a_formula,
     chapter="13_checkpointing",
     kind="diagnose",
     minutes=30,
@@ -261,7 +277,10 @@ def tensor_by_tensor(T, D, F, width, checkpointed):
     return sum(tensors.values()) * width
 
 
-kept_bytes.right(counted)
+@kept_bytes.mistake("the network is run", hint=1)
+def the_network_is_run(T, D, F, width, checkpointed):
+    "The ledger would tell you, afterwards; here the number is to come from the shapes alone."
+    return counted(T, D, F, width, checkpointed)
 
 
 @kept_bytes.mistake("elements instead of bytes", hint=3)

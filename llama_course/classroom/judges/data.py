@@ -370,6 +370,13 @@ def a_limit_that_nobody_reaches_changes_nothing(seen):
     return all(abs(found[name] - shares[name]) < 1e-12 for name in shares)
 
 
+@capped_shares.invariant("the sources stand in the order in which they were given")
+def the_sources_stand_in_the_order_in_which_they_were_given(seen):
+    shares = {"c": 0.2, "a": 0.5, "d": 0.1, "b": 0.2}
+    found = seen(shares, {"a": 1.0, "b": 9.0, "c": 9.0, "d": 1.0}, 10.0, 2.0).value
+    return list(found) == list(shares)
+
+
 @capped_shares.invariant("what was given stays as it was")
 def what_was_given_stays_as_it_was(seen):
     shares, unique = {"a": 0.9, "b": 0.1}, {"a": 1.0, "b": 9.0}
