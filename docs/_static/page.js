@@ -12,6 +12,6 @@ document.addEventListener("DOMContentLoaded", () => {
   side?.setAttribute("role", "complementary");
   side?.setAttribute("aria-label", "Course");
   // a table or a block that is wider than the page is scrolled with the keyboard
-  for (const box of document.querySelectorAll(".bd-article table, .bd-article pre, .bd-article .cell_output, .drawing"))
+  for (const box of document.querySelectorAll(".bd-article table, .bd-article pre, .bd-article .cell_output, .drawing, .bd-article p:has(> img)"))
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
 });
