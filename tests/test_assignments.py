@@ -22,7 +22,7 @@ from llama_course.support.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 SOLVED = ROOT / "solutions" / "08_norm.ipynb"
 LEAN = load_exercises()["lean_rms_norm"].points
-TOO_COSTLY = sum(LEAN.values()) - LEAN["ledger"]  # all but what a sparing answer gets
+TOO_COSTLY = sum(LEAN.values()) - LEAN["cost"]  # all but what a sparing answer gets
 POINTS = {
     "solved": {"rms_norm": 10, "lean_rms_norm": 10, "pre_norm_block": 10},
     "half": {"rms_norm": 10, "lean_rms_norm": TOO_COSTLY, "pre_norm_block": 0},
@@ -109,7 +109,7 @@ def test_otter_from_the_assignment_to_the_points(tmp_path):
     assert "BEGIN SOLUTION" not in text and "rsqrt(wide" not in text and "YOUR CODE HERE" in text
     (zipped,) = (home / "dist/autograder").glob("*.zip")
     names = zipfile.ZipFile(zipped).namelist()
-    assert any(name.endswith("llama_course/classroom/judges/norm.py") for name in names)
+    assert any(name.endswith("llama_course/classroom/judges/norm/rms_norm.py") for name in names)
     (home / "half.ipynb").write_text(json.dumps(half_solved(handed_out)))
     (home / "out").mkdir()
     run("otter", "run", "-a", zipped, "-o", "out", "half.ipynb", cwd=home)

@@ -8,7 +8,7 @@ from scipy import stats
 from transformers.models.llama import modeling_llama
 
 from llama_course.classroom.exercise import find_exercise
-from llama_course.classroom.judges.formats import _write_gguf
+from llama_course.classroom.judges.formats.read_gguf import _write_gguf
 
 
 def truth(name):

@@ -61,8 +61,8 @@ def test_an_exercise_is_complete(task):
     assert len({mistake.name for mistake in task.mistakes}) == len(task.mistakes)
     for mistake in task.mistakes:
         assert mistake.remark and 1 <= mistake.hint <= len(task.hints)
-    assert bool(task.invariants) == ("invariant" in task.points)
-    assert bool(task.limits) == ("ledger" in task.points)
+    assert bool(task.invariants) == ("laws" in task.points)
+    assert bool(task.limits) == ("cost" in task.points)
     assert bool(task.wrt) == ("gradients" in task.points)
     kinds = {other.kind for other in TASKS if other.chapter == task.chapter}
     assert kinds == {"rebuild", "extend", "diagnose"}
@@ -391,8 +391,8 @@ def test_a_report_shows_itself():
     assert [row[:3] for row in report.looks] == [
         ("values", 0, 4),
         ("gradients", 0, 2),
-        ("invariant", 0, 2),
-        ("ledger", 0, 2),
+        ("laws", 0, 2),
+        ("cost", 0, 2),
     ]
 
 
@@ -458,7 +458,7 @@ def softmax():
         kind="rebuild",
         wrt=("x",),
         hints=("Each row sums to one.", "Subtract the largest first."),
-        points={"values": 4, "gradients": 3, "invariant": 2, "ledger": 1},
+        points={"values": 4, "gradients": 3, "laws": 2, "cost": 1},
     )
 
     @task.cases
@@ -528,7 +528,7 @@ def test_each_mistake_fails_at_its_look(softmax):
         failed += [row[0] for row in report.looks if row[3] == "failed"]
         assert f'"{mistake.name}"' in report.messages[-1]
         assert f'hint("my_softmax", {mistake.hint})' in report.messages[-1]
-    assert failed == ["invariant", "ledger", "gradients", "values"]
+    assert failed == ["laws", "cost", "gradients", "values"]
 
     def shifted(x):
         shifted = (x - x.amax(-1, keepdim=True)).exp()

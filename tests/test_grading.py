@@ -584,7 +584,7 @@ def test_points_in_the_notebooks_are_those_of_the_exercises():
 # ---------------------------------------------------------------- the truth is not there
 
 SEARCHES = [
-    "import llama_course.classroom.judges.norm as truth\nprint(truth.with_rsqrt)",
+    "import llama_course.classroom.judges.norm.rms_norm as truth\nprint(truth.with_rsqrt)",
     "from llama_course.classroom.exercise import EXERCISES\nEXERCISES['rms_norm'].rights[0]",
     "from llama_course.classroom.exercise import find_exercise\n"
     "find_exercise('rms_norm').truth(torch.ones(2), torch.ones(2), 1.0)",
@@ -594,7 +594,7 @@ SEARCHES = [
     "import sys\nframe = sys._getframe()\nspaces = []\nwhile frame:\n"
     "    spaces += [frame.f_globals, frame.f_locals]; frame = frame.f_back\n"
     "next(s['calls'] for s in spaces if 'calls' in s)['rms_norm'].__globals__['with_rsqrt']",
-    f"open({str(ROOT / 'llama_course/classroom/judges/norm.py')!r}).read()",
+    f"open({str(ROOT / 'llama_course/classroom/judges/norm/rms_norm.py')!r}).read()",
     f"open({str(ROOT / 'solutions/08_norm.ipynb')!r}).read()",
     f"import os\nos.listdir({str(ROOT / 'llama_course/classroom/judges')!r})[0]",
 ]

@@ -168,7 +168,9 @@ def test_the_exercises_are_what_the_solutions_generate(copy):
 def test_every_solution_has_its_grader_and_its_lecture():
     for path in (ROOT / "solutions").glob("*.ipynb"):
         assert (ROOT / "nbs" / path.name).exists(), f"nbs/{path.name}"
-        assert (ROOT / "llama_course/classroom/judges" / f"{path.stem[3:]}.py").exists(), path.name
+        assert (ROOT / "llama_course/classroom/judges" / path.stem[3:] / "__init__.py").exists(), (
+            path.name
+        )
 
 
 def test_the_notebooks_are_clean(copy):

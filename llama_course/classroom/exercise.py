@@ -15,7 +15,7 @@ from llama_course.classroom.observation import plain_call
 from llama_course.classroom.own_work import before_its_chapter
 from llama_course.support.errors import UserError
 
-LOOKS = ("values", "gradients", "invariant", "ledger")
+LOOKS = ("values", "gradients", "laws", "cost")
 JUDGES = "llama_course.classroom.judges"
 FORGOTTEN: list[bool] = []  # not empty in a process that has forgotten the truths
 EXERCISES: dict[str, "Exercise"] = {}  # by the name of the function that answers it
@@ -156,7 +156,9 @@ def load_exercises() -> dict[str, Exercise]:
         return EXERCISES
     package = importlib.import_module(JUDGES)
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+        chapter = importlib.import_module(f"{JUDGES}.{module.name}")
+        for name in chapter.TASKS:
+            importlib.import_module(f"{JUDGES}.{module.name}.{name}")
     return EXERCISES
 
 
@@ -196,7 +198,8 @@ def forget_truths() -> None:
         space = vars(sys.modules.pop(name))
         for key in [key for key in space if not key.startswith("__") and (name, key) not in needed]:
             del space[key]
-        delattr(package, name.rpartition(".")[2])
+        if name.count(".") == JUDGES.count(".") + 1:
+            delattr(package, name.rpartition(".")[2])
     gc.collect()
 
 

@@ -13,8 +13,8 @@ from llama_course.classroom.trial import NO_ANSWER, SHORT, AnswerLost, Findings,
 NEEDED_LOOKS: dict[str, tuple[str, ...]] = {
     "values": (),
     "gradients": ("values",),
-    "invariant": ("values",),
-    "ledger": ("values", "gradients"),
+    "laws": ("values",),
+    "cost": ("values", "gradients"),
 }  # look -> looks without which it says nothing
 
 
@@ -98,8 +98,8 @@ class Tally:
         return {
             "values": f"right in {len(findings.trial.cases)} cases",
             "gradients": f"right for {', '.join(self.exercise.wrt)}",
-            "invariant": "; ".join(law.sentence for law in self.exercise.invariants),
-            "ledger": f"within the limits: {counts}",
+            "laws": "; ".join(law.sentence for law in self.exercise.invariants),
+            "cost": f"within the limits: {counts}",
         }[look]
 
     def remark(self, mistake: Mistake) -> None:
@@ -141,12 +141,12 @@ def _likeness(fault: Fault, ours: Findings, theirs: Findings) -> float:
             wrong = tuple(i for i, text in enumerate(theirs.faults(look)) if text)
             if wrong != (fault.cases if look == fault.look else _wrong(ours, look)):
                 return 0.0
-    if fault.look == "ledger":
+    if fault.look == "cost":
         pairs = zip(sum(ours.costs, []), sum(theirs.costs, []))
         ratios = [min(pair) / max(pair) for pair in pairs if max(pair) > 1]
         least = min(ratios, default=0.0)
         return least if least >= 0.75 and not ours.excesses[0] else 0.0
-    if fault.look == "invariant":
+    if fault.look == "laws":
         return float(
             all(_same_way(ours.laws[i].seen, theirs.laws[i].seen, trial) for i in fault.cases)
         )

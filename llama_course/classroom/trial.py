@@ -72,7 +72,7 @@ class Findings:
             return [value_fault(exercise, case, seen) for case, seen in zip(cases, self.seen)]
         if look == "gradients":
             return [gradient_fault(exercise, case, seen) for case, seen in zip(cases, self.seen)]
-        if look == "invariant":
+        if look == "laws":
             return [law.broken for law in self.laws]
         return self.excesses
 
