@@ -50,7 +50,11 @@ def exact_match(
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+)"
                      r"(?:/\d+)?")
 _SAYS = re.compile(r"####|answer is:?", re.IGNORECASE)
-NUMBER_FORMS = ((r"\\?[$€£]|\\[!,]", ""), ("−", "-"), (r"\{,\}", ","), (r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2"))
+NUMBER_FORMS = (
+    (r"(?<=\d)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}", r" \1/\2"),  # of a mixed number
+    (r"\\?[$€£]|\\[!,]", ""), ("−", "-"), (r"\{,\}", ","),
+    (r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2"))
+_MIXED = re.compile(r"(?<![\d.,/])(\d{1,9})[ ]+(\d{1,9})/(\d{1,9})(?![\d/]|\.\d)")  # 3 1/2
 
 
 def to_number(
@@ -72,6 +76,7 @@ def final_number(
     "The number that the text gives as its answer; None if there is none."
     text = text.split("\nQ:")[0]
     for pattern, other in NUMBER_FORMS: text = re.sub(pattern, other, text)
+    text = _MIXED.sub(lambda m: f"{int(m[1]) * int(m[3]) + int(m[2])}/{m[3]}", text)
     before, *said = _SAYS.split(text)
     found = said and _NUMBER.findall(said[0].lstrip().split("\n")[0].rpartition("=")[2])[:1]
     found = found or _NUMBER.findall(before)[-1:]
@@ -99,6 +104,7 @@ SAME_NAME = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\textbf": r"\text", r"\
              r"\mathrm": r"\text", r"\mbox": r"\text"}
 _ONE = r"(\\[a-zA-Z]+|[a-zA-Z0-9])"  # an argument without braces
 SPELLINGS = (
+    (r"\^\{(\w)\}", r"^\1"),
     (r"\\text\{([^{}]*)\}", "\ue000\\1"), (r"\^(\\circ|\{\\circ\})", ""), (r"^[a-zA-Z]=(?!=)", ""),
     (rf"\\(sqrt|frac) ?{_ONE}", r"\\\1{\2}"), (rf"(\\frac\{{[^{{}}]*\}}) ?{_ONE}", r"\1{\2}"),
     ("(?<=[\\d})])\ue000[a-zA-Z.]*(\\^\\{?\\d\\}?)?$", ""), ("\\.$|\ue000", ""),  # a unit goes

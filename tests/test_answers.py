@@ -131,6 +131,11 @@ def test_numbers_that_are_easily_misread():
         ("about 1/2", Fraction(1, 2)),
         ("The answer is 1/2.", Fraction(1, 2)),
         ("The answer is 3/0", None),
+        ("The answer is 3 1/2.", Fraction(7, 2)),
+        (r"The answer is $-2\frac{1}{4}$.", Fraction(-9, 4)),
+        (r"The answer is $12 \dfrac{3}{4}$ cups", Fraction(51, 4)),
+        ("The answer is 3 1/0", None),
+        ("rows of 5, 1/2 each", Fraction(1, 2)),
         ("So the final answer is\n42", 42),
         ("So the final answer is:\n\n  $42$\nQ", 42),
         ("The answer is −5", -5),
@@ -172,6 +177,8 @@ def test_a_box_has_its_own_braces():
 
 
 SAME = [
+    ("10^{5}", "10^5"),
+    (r"x^{ 2 }", "x^2"),
     (r"\frac12", r"\dfrac{1}{2}"),
     ("1/2", "0.5"),
     (r"-\frac{1}{2}", "-.5"),
