@@ -25,7 +25,7 @@ from llama_course.dryrun import (
 )
 from llama_course.model import LlamaConfig
 from llama_course.parallel import make_mesh
-from llama_course.planner import Layout, memory, parameters
+from llama_course.planner import Layout, memory, parameters, shape_of
 from llama_course.support.errors import UserError
 
 SMALL = LlamaConfig(dim=64, n_layers=3, n_heads=4, vocab_size=96, hidden_dim=192, max_seq_len=32)
@@ -139,10 +139,11 @@ def test_what_is_not_straight_is_noticed():
         ("65B", Layout(1024, 2, True, 2, "none")),
         ("7B", Layout(2048, 1, True, 1, "selective")),
         ("13B", Layout(128, 4, False, 4, "full")),
+        ("Llama-2-70B", Layout(64, 8, True, 4, "selective")),  # 8 key/value heads, one on each rank
     ],
 )
 def test_the_planner_agrees_within_five_percent(name, layout):
-    config = LlamaConfig.from_name(name)
+    config = shape_of(name)
     report = compare(config, layout)
     assert abs(report["difference"]) < 0.05
     ranks, P = layout.data * layout.tensor, parameters(config)
