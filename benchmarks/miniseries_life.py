@@ -6,7 +6,7 @@
 Every shape of the miniseries is served by `llama-course serve` with one thread and asked by one
 client, and by eight at a time: prompts of the held-out text, answers of 96 tokens. What counts is
 the processor time of the server's process, HTTP and all, per token that is read or written, so
-that other work on the machine does not. In 8 bits too, if `serve` has the option. A token costs the
+that other work on the machine does not. `--bits 32,8` asks for 8 bits as well. A token costs the
 same before and after training; where a trained model lies in the folder, it is served, otherwise
 one with its first weights. The numbers of clients take turns; the median of the rounds is written.
 """
@@ -30,8 +30,9 @@ import torch
 import typer
 from miniseries import RESULTS, SHAPES, Run
 
+from llama_course.files.run import RunFolder
 from llama_course.model import Llama
-from llama_course.support.disk import atomic_write
+from llama_course.support.disk import atomic_write, fingerprint
 
 SERVE = [sys.executable, "-m", "llama_course", "serve"]
 PROMPT = "def mean(values):\n    "
@@ -40,14 +41,15 @@ CLIENTS = (1, 8)  # that ask at the same time
 
 
 def weights(run: Run, folder: Path, scratch: Path) -> Path:
-    "A folder with a model of this shape and the tokenizer."
-    if trained := sorted((folder / run.name).glob("at-*")):
-        return trained[-1]
-    made = scratch / run.name
-    if not made.exists():
+    "A run folder with a model of this shape and the tokenizer."
+    made, trained = scratch / run.name, list((folder / run.name).glob("at-*"))
+    if trained:
+        shutil.copytree(max(trained, key=lambda path: float(path.name[3:])), made)
+    else:
         torch.manual_seed(0)
         Llama(run.config).save(made)
         shutil.copy(folder / "texts" / "tokenizer.model", made)
+    RunFolder(made).note(tokenizer=fingerprint(made / "tokenizer.model"))
     return made
 
 
@@ -59,7 +61,7 @@ def processor_seconds(process: int) -> float:
 
 @contextmanager
 def server(folder: Path, bits: int):
-    "The server's process, and its address."
+    "The server's process, its address, and the model's name."
     flags = ["--run", str(folder), "--port", "0", "--rows", "8"]
     flags += ["--bits", str(bits)] if bits < 32 else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -70,8 +72,8 @@ def server(folder: Path, bits: int):
         said = ""
         for line in process.stderr:
             said += line
-            if found := re.search(r"http://\S+", line):
-                yield process.pid, found[0]
+            if found := re.search(r"(\S+) at (http://\S+)", line):
+                yield process.pid, found[2], found[1]
                 return
         sys.exit(f"the server did not start: {said}")
     finally:
@@ -80,9 +82,15 @@ def server(folder: Path, bits: int):
         process.stderr.close()
 
 
-def ask(address: str, seed: int) -> int:  # tokens read and written
+def ask(address: str, model: str, seed: int) -> int:  # tokens read and written
     "One answer."
-    body = {"prompt": PROMPT, "max_tokens": ANSWER, "temperature": 1.0, "seed": seed}
+    body = {
+        "model": model,
+        "prompt": PROMPT,
+        "max_tokens": ANSWER,
+        "temperature": 1.0,
+        "seed": seed,
+    }
     request = urllib.request.Request(
         f"{address}/v1/completions",
         json.dumps(body).encode(),
@@ -95,27 +103,27 @@ def ask(address: str, seed: int) -> int:  # tokens read and written
 def costs(folder: Path, bits: int, tokens: int, rounds: int) -> dict[int, list[float]]:
     "Clients -> processor seconds of the server per million tokens, in each round."
     found: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
-    with server(folder, bits) as (process, address), ThreadPoolExecutor(max(CLIENTS)) as pool:
-        list(pool.map(lambda seed: ask(address, seed), range(max(CLIENTS))))  # to warm up
+    answer_to = lambda seed: ask(address, model, seed)  # one answer
+    with (
+        server(folder, bits) as (process, address, model),
+        ThreadPoolExecutor(max(CLIENTS)) as pool,
+    ):
+        list(pool.map(answer_to, range(max(CLIENTS))))  # to warm up
         for number in range(rounds):
             for clients in CLIENTS:
                 before, done, seed = processor_seconds(process), 0, 1000 * number
                 while done < tokens:
-                    done += sum(pool.map(lambda s: ask(address, s), range(seed, seed + clients)))
+                    done += sum(pool.map(answer_to, range(seed, seed + clients)))
                     seed += clients
                 found[clients].append(1e6 * (processor_seconds(process) - before) / done)
     return found
-
-
-def has_bits() -> bool:
-    "Whether `serve` can quantize."
-    return "--bits" in subprocess.run([*SERVE, "--help"], capture_output=True, text=True).stdout
 
 
 def main(
     folder: Path = Path("runs/miniseries"),
     results: Path = RESULTS.with_name("miniseries_serving.csv"),
     sizes: str = typer.Option(",".join(map(str, range(len(SHAPES)))), help="numbers of shapes"),
+    bits: str = typer.Option("32", help="of the weights: 32,8 where `serve` has --bits"),
     tokens: int = typer.Option(2000, help="of each measurement"),
     rounds: int = 3,
 ):
@@ -127,8 +135,8 @@ def main(
         for layers, dim in (SHAPES[int(number)] for number in sizes.split(",")):
             run = Run(layers, dim)
             place = weights(run, folder, Path(scratch))
-            for bits in (32, 8) if has_bits() else (32,):
-                for clients, found in costs(place, bits, tokens, rounds).items():
+            for width in map(int, bits.split(",")):
+                for clients, found in costs(place, width, tokens, rounds).items():
                     three = (statistics.median(found), min(found), max(found))
                     row = [
                         layers,
