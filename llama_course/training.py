@@ -123,13 +123,14 @@ def train(
     first: int = 0,  # steps that are done already
     rank: int = 0,  # the number of this process
     ranks: int = 1,  # so many processes share each batch
+    lr_of=None,  # step -> learning rate; None: the recipe's cosine
 ) -> Iterator[dict]:  # step, loss, lr, grad_norm, tokens, tokens_per_second
     "Trains to the last step; yields one line for each."
     step_of = step_of or Step(model, recipe)
     tokens = recipe.batch_size * recipe.seq_len
     for step in range(first, recipe.steps):
         began = time.perf_counter()
-        lr = cosine_lr(step, recipe.steps, recipe.lr, recipe.warmup)
+        lr = lr_of(step) if lr_of else cosine_lr(step, recipe.steps, recipe.lr, recipe.warmup)
         loss, norm = step_of(loader.batch(step, rank, ranks), lr)
         speed = round(tokens / (time.perf_counter() - began), 1)
         yield {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm,

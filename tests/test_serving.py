@@ -3,59 +3,30 @@
 import contextlib
 import gc
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from served import Bytes, server, small, tiny_run, working
 
 from llama_course.attention import Attention
-from llama_course.files.run import RunFolder
 from llama_course.generation import KVCache, generate
-from llama_course.model import Llama, LlamaConfig, Parts
-from llama_course.server.app import Serving, make_app, page, refusal, serve
+from llama_course.model import Llama, Parts
+from llama_course.server.app import make_app, page, refusal
 from llama_course.server.conversation import chat, chat_prompt
+from llama_course.server.gate import Service
+from llama_course.server.process import Serving, serve
 from llama_course.server.requests import Sampling
-from llama_course.server.worker import BatchWorker, QueueFull
+from llama_course.server.worker import QueueFull
 from llama_course.serving import Batcher, Job, step_bytes
 from llama_course.support.errors import UserError
-from llama_course.tokenizer import Tokenizer
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 from starlette.testclient import TestClient  # noqa: E402
-
-
-class Bytes:
-    "Each byte is a token; 0 begins and 1 ends a text."
-
-    vocab_size, bos_id, eos_id = 256, 0, 1
-
-    def encode(self, text, bos=False):
-        return [0] * bos + list(text.encode())
-
-    def decode(self, ids):
-        return bytes(i for i in ids if i > 1).decode(errors="replace")
-
-
-def small(context=64, seed=0, **changes):
-    torch.manual_seed(seed)
-    shape = dict(
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        vocab_size=256,
-        hidden_dim=48,
-        max_seq_len=context,
-    )
-    return Llama(LlamaConfig(**shape | changes)).double().eval()
-
 
 # ---- the batcher
 
@@ -75,10 +46,6 @@ def finished(worker, *jobs):
     texts, events = submitted(worker, *jobs)
     assert all(event.wait(60) for event in events)
     return texts
-
-
-def working(model=None, rows=2, waiting=3, **choices):
-    return BatchWorker(Batcher(model or small(), rows, **choices), waiting)
 
 
 @pytest.fixture
@@ -279,7 +246,7 @@ def test_a_fault_in_the_model_leaves_nobody_waiting(capfd):
     ] and "ZeroDivisionError" in capfd.readouterr().err
     with pytest.raises(QueueFull):
         worker.submit(Job([1], 2))
-    assert refusal(worker).status == 503  # waiting would not help
+    assert refusal(Service(worker, Bytes(), "x")).status == 503  # waiting would not help
 
 
 def test_one_job_s_fault_is_its_own():
@@ -292,8 +259,8 @@ def test_one_job_s_fault_is_its_own():
         Job([1, 200] + [3] * 30, 9),
         Job([1], 9, on_logits=lambda logits: 1 / 0),
     ]
-    jobs = [Job([n] * n, 60 - n, dict(temperature=0)) for n in range(2, 7)]
-    finished(worker, jobs[0], faults[0], jobs[1], jobs[2], faults[1], jobs[3], faults[2], jobs[4])
+    jobs = [Job([n] * n, 60 - n, dict(temperature=0)) for n in (40, 2, 3, 4, 5)]
+    finished(worker, jobs[0], faults[1], jobs[1], jobs[2], faults[0], jobs[3], faults[2], jobs[4])
     assert [job.reason for job in faults] == ["error"] * 3 and not any(job.ids for job in faults)
     assert [type(job.error) for job in faults] == [UserError, UserError, ZeroDivisionError]
     for job in jobs:
@@ -423,7 +390,14 @@ def test_a_stop_string_ends_an_answer(client):
         ({"stop": ["a"] * 5}, 400, "stop"),
         ({"stop": [3]}, 400, "stop"),
         ({"stream": 1}, 400, "stream"),
-        ({"logprobs": 3}, 400, "logprobs"),
+        ({"logprobs": 6}, 400, "logprobs"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"logprobs": 1, "echo": True}, 400, "logprobs"),
+        ({"best_of": 2}, 400, "best_of"),
+        ({"prompt": [[True]]}, 400, "prompt"),
+        ({"prompt": [["a"]]}, 400, "prompt"),
+        ({"presence_penalty": False}, 400, "presence_penalty"),
+        ({"store": True}, 400, "store"),
         ({"tools": [{}]}, 400, "tools"),
         ({"surprise": 1}, 400, "surprise"),
     ],
@@ -447,6 +421,8 @@ def test_bodies_that_are_no_requests(client):
     send = lambda content, kind="application/json": client.post(
         "/v1/completions", content=content, headers={"content-type": kind}
     )
+    for text in ('"\\ud800"', "NaN", "[" * 9999, "1e999", '"x", "temperature": Infinity'):
+        assert send('{"model": "tiny", "prompt": ' + text + "}").status_code == 400
     assert send("{").status_code == send("[]").status_code == send(b"\xff").status_code == 400
     assert (
         send('{"model": "tiny", "prompt": "x"}', "text/plain").status_code == 415
@@ -457,14 +433,36 @@ def test_bodies_that_are_no_requests(client):
     assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
 
 
-def test_too_many_at_once_are_told_so(client):
-    answer = post(client, prompt=["x"] * 6, max_tokens=40, seed=0)
-    assert answer.status_code == 429 and answer.json()["error"]["type"] == "rate_limit_error"
-    for _ in range(50):  # what the refused request had begun is given back
-        if (again := post(client, prompt=["x"] * 5, max_tokens=3)).status_code == 200:
-            break
-        time.sleep(0.1)
-    assert again.status_code == 200
+def test_too_many_at_once_are_told_so():
+    gate, worker = threading.Event(), working(rows=1, waiting=1)
+    with TestClient(make_app(worker, Bytes(), "tiny")) as client:
+        worker.submit(Job([1], 5, seed=0, on_token=lambda i: gate.wait(60)))
+        _, (event,) = submitted(worker, Job([1], 2, seed=0))
+        answer = post(client, prompt="x", max_tokens=3)
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        gate.set()
+        assert event.wait(60) and post(client, prompt="x", max_tokens=3).status_code == 200
+
+
+def test_more_answers_than_rows_wait_their_turn(client):
+    found = post(client, prompt=["To", "be"] * 4, n=8, max_tokens=2, seed=3).json()["choices"]
+    assert [c["index"] for c in found] == [*range(64)]
+    assert [c["text"] for c in found] == [c["text"] for c in found[:16]] * 4
+
+
+def test_a_request_of_many_jobs_lets_others_in():
+    worker, gate, order = working(rows=1, waiting=3), threading.Event(), []
+    many = [Job([1], 2, seed=n) for n in range(6)]
+    for n, job in enumerate(many):
+        job.on_token = lambda i, n=n: gate.wait(60) and i is None and order.append(n)
+    worker.submit(*many)
+    one, done = Job([1], 2, seed=9), threading.Event()
+    one.on_token = lambda i: i is None and (order.append("one"), done.set())
+    worker.submit(one)
+    gate.set()
+    assert done.wait(60) and order.index("one") <= 2
+    worker.close()
 
 
 # ---- talking
@@ -507,42 +505,7 @@ def test_a_conversation_forgets_its_beginning_in_time():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    "A finished run with a model that has learned nothing."
-    folder = tmp_path_factory.mktemp("serving") / "tiny"
-    tokenizer = Tokenizer.train(
-        ["To be, or not to be: that is the question.\n" * 9], 290, folder / "tokenizer.model"
-    )
-    torch.manual_seed(0)
-    Llama(LlamaConfig(dim=32, n_layers=1, n_heads=2, vocab_size=290, max_seq_len=512)).save(folder)
-    RunFolder(folder).note(tokenizer=tokenizer.fingerprint)
-    return folder
-
-
-@contextlib.contextmanager
-def server(run, *flags):
-    "`llama-course serve` in a process: the process and its address."
-    command = [
-        sys.executable,
-        "-m",
-        "llama_course.command.cli",
-        "serve",
-        "--run",
-        run,
-        "--port",
-        "0",
-        *flags,
-    ]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    try:
-        line = process.stderr.readline()
-        assert (found := re.search(r"http://127\.0\.0\.1:\d+", line)), line + process.stderr.read()
-        yield process, found[0]
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    return tiny_run(tmp_path_factory.mktemp("serving") / "tiny")
 
 
 @pytest.fixture(scope="module")

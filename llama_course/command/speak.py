@@ -9,8 +9,8 @@ import typer
 from llama_course.command.output import Json, print_result
 from llama_course.files.load import load
 from llama_course.launch.demo import speak
-from llama_course.server.app import Serving, serve
 from llama_course.server.conversation import chat
+from llama_course.server.process import Serving, serve
 from llama_course.server.requests import Sampling
 from llama_course.support.errors import UserError
 from llama_course.support.options import option, options, with_default

@@ -35,6 +35,7 @@ class RunFacts:
     machine: dict | None = option(None, "where it was trained")
     seconds: dict = option(dict, "that each stage took")
     seconds_per_step: float | None = option(None, "as measured before the run")
+    revisions: list = option(list, "after so many steps, all steps of the run: planned anew")
 
 
 class RunFolder:
@@ -84,7 +85,9 @@ class RunFolder:
     def note(self, **facts: Any) -> None:
         "Adds facts to run.json."
         self.facts = replace(self.facts, **facts)
-        write_json(self.file, {k: v for k, v in asdict(self.facts).items() if v not in (None, {})})
+        write_json(
+            self.file, {k: v for k, v in asdict(self.facts).items() if v not in (None, {}, [])}
+        )
 
     def check_free(self) -> None:
         "Raises `UserError` where the folder holds something else than a run."

@@ -25,6 +25,7 @@ from llama_course.data import Document, sample, shakespeare, standard_library
 from llama_course.files.load import load
 from llama_course.files.run import RunFolder
 from llama_course.generation import end_ids, generate, stream_text
+from llama_course.launch.budget import Budget, warmup_of
 from llama_course.launch.machine import can_compile, has_bfloat16, machine, seconds_per_step
 from llama_course.launch.run import train_in_folder
 from llama_course.launch.texts import (
@@ -50,7 +51,6 @@ from llama_course.tokenizer import Tokenizer
 from llama_course.training import Recipe, bits_per_byte
 
 DEMO = {"model": "demo", "vocab_size": 4096, "proportions": {"shakespeare": 0.5, "python": 0.5}}
-WARMUP = 0.05  # of all steps
 HELD_OUT_BYTES = 400_000  # of each source, roughly, are priced in the end
 PROMPTS = {"shakespeare": "ROMEO:", "python": "def "}
 Texts = Callable[[], dict[str, tuple[list[Document], list[Document]]]]  # source -> train, held out
@@ -126,7 +126,10 @@ def make_shards(
 
 
 def choose_recipe(run: RunFolder, model: Llama, shards: dict[str, Shard]) -> Recipe:
-    "The run's recipe, chosen once; a number of minutes becomes a number of steps by measuring."
+    """The run's recipe, chosen once.
+
+    A number of minutes becomes a number of steps by measuring: the first plan, see `Budget`.
+    """
     if run.facts.recipe:
         return run.recipe
     settings = run.facts.settings
@@ -146,9 +149,22 @@ def choose_recipe(run: RunFolder, model: Llama, shards: dict[str, Shard]) -> Rec
             seconds = seconds_per_step(model, shards, recipe)
         run.note(seconds_per_step=round(seconds, 5))
         steps = max(1, round(60 * minutes / seconds))
-    recipe = replace(recipe, steps=steps, warmup=max(1, round(WARMUP * steps)))
+    recipe = replace(recipe, steps=steps, warmup=warmup_of(steps))
     run.note(recipe=asdict(recipe), machine=machine(try_compiler=is_long))
     return recipe
+
+
+def budget_of(run: RunFolder, recipe: Recipe) -> Budget | None:
+    "The time that the run has, where it was asked for minutes; what it plans is kept in run.json."
+    minutes = run.facts.settings["minutes"]
+    if minutes is None:
+        return None
+
+    def note(revisions: list[tuple[int, int]]) -> None:
+        run.note(revisions=[list(revision) for revision in revisions])
+
+    revisions = [(after, steps) for after, steps in run.facts.revisions]
+    return Budget(recipe, 60 * minutes, revisions, note)
 
 
 def plain_costs(
@@ -241,7 +257,8 @@ def run_stages(run: RunFolder, sources: Sources) -> dict:  # what results.json h
         model = Llama(config)
         recipe = choose_recipe(run, model, shards)
         with stage(run, "training"):
-            train_in_folder(model, shards, recipe, run.path, locked=True)
+            budget = budget_of(run, recipe)
+            train_in_folder(model, shards, recipe, run.path, locked=True, budget=budget)
         model.save(run.path)
     model, tokenizer = load(run.path)
     results = score_run(run, model.eval(), tokenizer, shards, held_out)

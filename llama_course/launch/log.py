@@ -79,8 +79,9 @@ class Log:
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
 
-    def write(self, line: dict) -> None:
+    def write(self, line: dict, steps: int | None = None) -> None:  # all, where that has changed
         "One step: into the file, on the bar, to the boards."
+        self.bar.total = steps or self.bar.total
         self.metrics.write(**line)
         loss = math.nan if line["loss"] is None else line["loss"]
         speed = f"{line['tokens_per_second']:,.0f} tokens/s"

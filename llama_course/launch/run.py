@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from llama_course.fault_tolerance import Checkpoints, Ranks, check_finite, deterministic
+from llama_course.launch.budget import Budget
 from llama_course.launch.held_out import HeldOut
 from llama_course.launch.log import Log
 from llama_course.launch.measures import Measures, traced
@@ -91,6 +92,7 @@ def run_training(
     held_out: HeldOut | None = None,  # is measured
     measure_every: int = 1000,  # steps, and after the last one
     profile: bool = False,  # whether to leave a trace of two steps in trace/
+    budget: Budget | None = None,  # of time: the recipe's steps are then its first plan
     locked: bool = False,  # whether the caller holds the folder already
 ) -> None:
     """Trains to the last step, from the newest whole checkpoint if there is one.
@@ -108,7 +110,8 @@ def run_training(
             first_weights()
         done, seconds = (found["step"], found["seconds"]) if found else (0, 0.0)
         recipe = step_of.recipe
-        log = Log(folder, done, recipe.steps, boards, asdict(recipe)) if ranks.is_first else None
+        steps = budget.steps if budget else recipe.steps
+        log = Log(folder, done, steps, boards, asdict(recipe)) if ranks.is_first else None
         measures = Measures(step_of.model, recipe, ranks, held_out, measure_every)
         trace = traced(folder / "trace", ranks) if profile else nullcontext(lambda: None)
         with closing(log) if log else nullcontext(), trace as next_step:
@@ -125,6 +128,7 @@ def run_training(
                     done,
                     seconds,
                     non_finite,
+                    budget,
                 )
             except UserError:
                 checkpoints.finish()  # what is under way has been paid for
@@ -143,13 +147,18 @@ def _steps(
     done: int,  # steps
     seconds: float,  # that they took
     non_finite: str,
+    budget: Budget | None,
 ) -> None:
     "The steps that are left. Raises `Stopped` after the one in which a rank was asked to stop."
     recipe, parent = step_of.recipe, os.getppid()
     is_torchruns = "TORCHELASTIC_RUN_ID" in os.environ
     start = time.perf_counter() - seconds
     with stop_signals() as asked, deterministic():
-        for line in train(step_of.model, loader, recipe, step_of, done, ranks.rank, ranks.size):
+        if budget:
+            lines = budget.train(step_of.model, loader, recipe, step_of, done, seconds)
+        else:
+            lines = train(step_of.model, loader, recipe, step_of, done, ranks.rank, ranks.size)
+        for line in lines:
             step, seconds = line["step"], round(time.perf_counter() - start, 3)
             if not asked and is_torchruns and os.getppid() != parent:
                 asked.append(signal.SIGTERM)  # torchrun is dead, and nobody watches this rank
@@ -157,12 +166,13 @@ def _steps(
             line = check_finite(line | measures.of(line) | {"seconds": seconds}, non_finite)
             line |= measures.held_out_of(step)
             next_step()
+            steps = budget.steps if budget else recipe.steps
             if log:
-                log.write(line)
+                log.write(line, steps)
             checkpoints.finish(wait=False)
             if checkpoints.future is None:
                 due.written()
-            last = step == recipe.steps
+            last = step == steps
             if save or stop or last:
                 if log:
                     log.metrics.sync()  # first: a checkpoint without its lines could not go on

@@ -2,6 +2,7 @@ const log = document.querySelector("#log");
 const form = document.querySelector("form");
 const text = form.querySelector("textarea");
 const button = form.querySelector("button");
+const key = form.querySelector("input");  // shown once the server asks for it
 const messages = [];
 let running = null;  // the AbortController of the answer that is being written
 
@@ -20,11 +21,12 @@ async function request(signal) {
     const answer = await fetch("v1/chat/completions", {
       method: "POST",
       signal,
-      headers: {"content-type": "application/json"},
+      headers: {"content-type": "application/json", ...(key.value && {authorization: `Bearer ${key.value}`})},
       body: JSON.stringify({model: document.body.dataset.model, messages, stream: true}),
     });
     if (answer.ok) return answer;
     const {error} = await answer.json();
+    if (answer.status === 401) key.hidden = false;
     if (error.code !== "context_length_exceeded" || messages.length < 3) throw new Error(error.message);
     messages.splice(0, 2);
   }
@@ -38,7 +40,9 @@ async function write(answer, paragraph) {
     rest = events.pop();
     for (const event of events) {
       if (event !== "data: [DONE]") {
-        paragraph.textContent += JSON.parse(event.slice("data: ".length)).choices[0]?.delta.content ?? "";
+        const said = JSON.parse(event.slice("data: ".length));
+        if (said.error) throw new Error(said.error.message);
+        paragraph.textContent += said.choices[0]?.delta.content ?? "";
       }
     }
   }
@@ -59,7 +63,8 @@ form.addEventListener("submit", async event => {
   } catch (error) {
     if (error.name !== "AbortError") show("error", error.message);
   }
-  messages.push({role: "assistant", content: paragraph.textContent});
+  if (paragraph.textContent) messages.push({role: "assistant", content: paragraph.textContent});
+  else messages.pop();  // nothing was answered: it is asked again, or something else
   running = null;
   button.textContent = "Send";
 });
