@@ -11,7 +11,7 @@ import torch
 from llama_course.data import Document
 from llama_course.fault_tolerance import deterministic
 from llama_course.files.run import RunFolder
-from llama_course.launch.budget import Budget, Schedule, warmup_of
+from llama_course.launch.budget import Schedule, TimeBudget, warmup_of
 from llama_course.launch.demo import budget_of
 from llama_course.launch.run import run_identity, run_training
 from llama_course.model import Llama, LlamaConfig
@@ -45,7 +45,7 @@ class Machine:
     def run(self, steps):
         "From the first plan to the end: the budget."
         recipe = planned(steps)
-        budget = Budget(recipe, self.seconds, [], self.noted.append, lambda: self.now)
+        budget = TimeBudget(recipe, self.seconds, [], self.noted.append, lambda: self.now)
         lines = list(budget.train(None, self, recipe, self, 0, 0.0))
         assert [line["step"] for line in lines] == [*range(1, budget.steps + 1)]
         return budget

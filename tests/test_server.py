@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from llama_course.command.cli import app
 from llama_course.generation import generate
 from llama_course.server.app import make_app
-from llama_course.server.gate import Limits, Service
+from llama_course.server.gate import ConnectionLimits, Service
 from llama_course.server.process import Serving, http_server
 from llama_course.support.errors import UserError
 
@@ -274,7 +274,7 @@ def test_a_fault_in_a_stream_that_has_begun_is_its_last_event():
 @contextmanager
 def running(worker=None, grace=60.0, api_key=None, **limits):
     "uvicorn in a thread: the server and its port."
-    service = Service(worker or working(), Bytes(), "tiny", api_key, Limits(**limits))
+    service = Service(worker or working(), Bytes(), "tiny", api_key, ConnectionLimits(**limits))
     made, listener = http_server(service, LOCAL, grace), Serving(port=0).listen()
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]})
     thread.start()

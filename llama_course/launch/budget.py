@@ -15,7 +15,7 @@ from llama_course.optimizer import cosine_lr
 from llama_course.training import Recipe, Step, train
 
 LOOK = 0.02  # of the budget, or of the steps that are left: between two looks at the clock
-LOOKS = 3  # the rate is the median between so many: a standstill is no rate
+INTERVALS = 3  # the rate is the median between so many: a standstill is no rate
 TOLERANCE = 0.02  # of the budget: a plan that ends so near to it stays
 OVERTIME = 0.05  # of the budget: so much more, for the end of the schedule after a standstill
 WARMUP = 0.05  # of all steps
@@ -67,7 +67,7 @@ class Schedule:
         return place + (done - after) * (steps - place) / max(steps - after, 1)
 
 
-class Budget:
+class TimeBudget:
     "Trains until the time is up, along one whole schedule."
 
     def __init__(
@@ -82,7 +82,7 @@ class Budget:
         self.revisions = list(revisions)
         self.schedule = Schedule(recipe, self.revisions)
         self._began = 0.0
-        self._looks: deque[tuple[float, int]] = deque(maxlen=LOOKS + 1)  # seconds, steps done
+        self._looks: deque[tuple[float, int]] = deque(maxlen=INTERVALS + 1)  # seconds, steps done
 
     @property
     def steps(self) -> int:

@@ -25,7 +25,7 @@ from llama_course.data import Document, sample, shakespeare, standard_library
 from llama_course.files.load import load
 from llama_course.files.run import RunFolder
 from llama_course.generation import end_ids, generate, stream_text
-from llama_course.launch.budget import Budget, warmup_of
+from llama_course.launch.budget import TimeBudget, warmup_of
 from llama_course.launch.machine import can_compile, has_bfloat16, machine, seconds_per_step
 from llama_course.launch.run import train_in_folder
 from llama_course.launch.texts import (
@@ -128,7 +128,7 @@ def make_shards(
 def choose_recipe(run: RunFolder, model: Llama, shards: dict[str, Shard]) -> Recipe:
     """The run's recipe, chosen once.
 
-    A number of minutes becomes a number of steps by measuring: the first plan, see `Budget`.
+    A number of minutes becomes a number of steps by measuring: the first plan, see `TimeBudget`.
     """
     if run.facts.recipe:
         return run.recipe
@@ -154,7 +154,7 @@ def choose_recipe(run: RunFolder, model: Llama, shards: dict[str, Shard]) -> Rec
     return recipe
 
 
-def budget_of(run: RunFolder, recipe: Recipe) -> Budget | None:
+def budget_of(run: RunFolder, recipe: Recipe) -> TimeBudget | None:
     "The time that the run has, where it was asked for minutes; what it plans is kept in run.json."
     minutes = run.facts.settings["minutes"]
     if minutes is None:
@@ -164,7 +164,7 @@ def budget_of(run: RunFolder, recipe: Recipe) -> Budget | None:
         run.note(revisions=[list(revision) for revision in revisions])
 
     revisions = [(after, steps) for after, steps in run.facts.revisions]
-    return Budget(recipe, 60 * minutes, revisions, note)
+    return TimeBudget(recipe, 60 * minutes, revisions, note)
 
 
 def plain_costs(

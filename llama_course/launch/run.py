@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from llama_course.fault_tolerance import Checkpoints, Ranks, check_finite, deterministic
-from llama_course.launch.budget import Budget
+from llama_course.launch.budget import TimeBudget
 from llama_course.launch.held_out import HeldOut
 from llama_course.launch.log import Log
 from llama_course.launch.measures import Measures, traced
@@ -92,7 +92,7 @@ def run_training(
     held_out: HeldOut | None = None,  # is measured
     measure_every: int = 1000,  # steps, and after the last one
     profile: bool = False,  # whether to leave a trace of two steps in trace/
-    budget: Budget | None = None,  # of time: the recipe's steps are then its first plan
+    budget: TimeBudget | None = None,  # of time: the recipe's steps are then its first plan
     locked: bool = False,  # whether the caller holds the folder already
 ) -> None:
     """Trains to the last step, from the newest whole checkpoint if there is one.
@@ -147,7 +147,7 @@ def _steps(
     done: int,  # steps
     seconds: float,  # that they took
     non_finite: str,
-    budget: Budget | None,
+    budget: TimeBudget | None,
 ) -> None:
     "The steps that are left. Raises `Stopped` after the one in which a rank was asked to stop."
     recipe, parent = step_of.recipe, os.getppid()

@@ -20,7 +20,7 @@ from llama_course.serving import Job
 from llama_course.support.errors import UserError
 from llama_course.support.optional import need
 
-T = TypeVar("T")
+_Result = TypeVar("_Result")
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
@@ -129,7 +129,7 @@ class Gone(Exception):
     "Whoever asked has closed the connection."
 
 
-async def unless_gone(http_request: Any, work: Awaitable[T]) -> T:
+async def unless_gone(http_request: Any, work: Awaitable[_Result]) -> _Result:
     "What the work returns; it is cancelled if whoever asked goes away. Raises `Gone`."
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_gone(http_request))

@@ -8,16 +8,16 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_course.server.metrics import Metrics
+from llama_course.server.metrics import ServerMetrics
 from llama_course.server.requests import ApiError
 from llama_course.server.worker import BatchWorker
 
 KNOWN = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
-CLOSE = {"connection": "close"}
+CLOSE_CONNECTION = {"connection": "close"}
 
 
 @dataclass(frozen=True)
-class Limits:
+class ConnectionLimits:
     "What a connection may take."
 
     connections: int = 256  # at once; those beyond it are answered 503
@@ -35,17 +35,17 @@ class Service:
     tokenizer: Any
     model_name: str  # what the model is called in requests
     api_key: str | None = None  # that requests must carry
-    limits: Limits = field(default_factory=Limits)
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     draining: bool = False  # answers that run may end, others do not begin
     running: int = 0  # requests whose answer is not complete
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.worker)
+        self.metrics = ServerMetrics(self.worker)
 
     def check_open(self) -> None:
         "Raises `ApiError` while no request can be answered."
         if self.draining:
-            raise ApiError("the server is stopping.", status=503, headers=CLOSE)
+            raise ApiError("the server is stopping.", status=503, headers=CLOSE_CONNECTION)
         if self.worker.closed:
             raise ApiError("the model has stopped; see the server's log.", status=503)
 
@@ -118,7 +118,7 @@ async def send_error(error: ApiError, send: Any) -> None:
     await send({"type": "http.response.body", "body": raw})
 
 
-async def read_json_body(request: Any, limits: Limits) -> Any:
+async def read_json_body(request: Any, limits: ConnectionLimits) -> Any:
     """The body of a request, parsed. Raises `ApiError`.
 
     A page of another site in the same browser can send text to this machine, but a request that
@@ -131,7 +131,7 @@ async def read_json_body(request: Any, limits: Limits) -> Any:
             raw = await _read(request, limits.body_bytes)
     except TimeoutError:
         message = f"the body was not there within {limits.body_seconds:g} seconds."
-        raise ApiError(message, status=408, headers=CLOSE) from None
+        raise ApiError(message, status=408, headers=CLOSE_CONNECTION) from None
     try:
         value = json.loads(raw, parse_constant=_refuse)
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
@@ -150,7 +150,7 @@ async def _read(request: Any, most: int) -> bytes:
         elif size > 16 * most:
             break
     if size > most:
-        raise ApiError(f"a request has at most {most} bytes.", status=413, headers=CLOSE)
+        raise ApiError(f"a request has at most {most} bytes.", status=413, headers=CLOSE_CONNECTION)
     return bytes(raw)
 
 

@@ -9,7 +9,7 @@ from llama_course.support.optional import need
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # bounds of histograms
 
 
-class Metrics:
+class ServerMetrics:
     "Counters of one server. Raises `UserError` if prometheus_client is missing."
 
     def __init__(self, worker: BatchWorker) -> None:

@@ -11,7 +11,12 @@ from llama_course.support.options import OptionError, from_dict, option, options
 
 SMALLEST = 1e-6  # a share below it is taken for this; a temperature below it for 0
 MOST_PROMPTS = 8  # of a request
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+MESSAGE_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
 
 
 class ApiError(Exception):
@@ -267,8 +272,10 @@ def _messages(given: Any) -> list[dict[str, str]]:
 def _message(n: int, message: Any) -> dict[str, str]:
     if not isinstance(message, dict) or not isinstance(role := message.get("role"), str):
         raise UserError(f"message {n} is no object with a role and a content.")
-    if role not in ROLES:
-        raise UserError(f"message {n} has the role {role!r:.60}: there are {', '.join(ROLES)}.")
+    if role not in MESSAGE_ROLES:
+        raise UserError(
+            f"message {n} has the role {role!r:.60}: there are {', '.join(MESSAGE_ROLES)}."
+        )
     for key, value in message.items():
         # clients send an answer back as they got it, with fields that are empty
         if key not in ("role", "content", "name") and value:
@@ -278,7 +285,7 @@ def _message(n: int, message: Any) -> dict[str, str]:
         content = "".join(_part(n, part) for part in content)
     if not isinstance(content, str):
         raise UserError(f"the content of message {n} must be a text, or a list of parts of text.")
-    return {"role": ROLES[role], "content": content}
+    return {"role": MESSAGE_ROLES[role], "content": content}
 
 
 def _part(n: int, part: Any) -> str:
