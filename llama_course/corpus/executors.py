@@ -67,6 +67,7 @@ def make_executor(
                 own["env_command"] = f"export PATH={scripts}:$PATH"
             return SlurmPipelineExecutor(**own, **recipe.slurm, **common)
         if kind == "ray":
+            need("ray", "cluster")  # datatrove asks for it when tasks are begun
             from datatrove.executor.ray import RayPipelineExecutor
 
             return RayPipelineExecutor(workers=recipe.workers, **recipe.ray, **common)
