@@ -30,6 +30,7 @@ def answer(job):
     settings = xllamacpp.CommonParams()
     settings.model.path = job["path"]
     settings.n_ctx, settings.n_parallel, settings.verbosity = 512, 1, -1
+    settings.cache_type_k = settings.cache_type_v = 0  # F32, where it is F16 by itself
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(settings)
 
@@ -42,12 +43,21 @@ def answer(job):
         return json.loads(urllib.request.urlopen(request).read())
 
     greedy = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
+    said = [
+        post("/completion", prompt=prompt, n_predict=16, return_tokens=True, n_probs=4, **greedy)
+        for prompt in job["prompts"]
+    ]
+    steps = [
+        [
+            {t["id"]: t["logprob"] for t in at["top_logprobs"]}
+            for at in one["completion_probabilities"]
+        ]
+        for one in said
+    ]
     return {
         "ids": [post("/tokenize", content=t, add_special=True)["tokens"] for t in job["texts"]],
-        "written": [
-            post("/completion", prompt=prompt, n_predict=16, return_tokens=True, **greedy)["tokens"]
-            for prompt in job["prompts"]
-        ],
+        "written": [one["tokens"] for one in said],
+        "likely": steps,  # before each token written: the four likeliest, id -> log-probability
         "chats": [
             post("/apply-template", messages=messages)["prompt"] for messages in job["chats"]
         ],

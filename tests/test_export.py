@@ -206,7 +206,8 @@ def test_what_went_out_comes_back_the_same(home, name, to):
 @torch.no_grad()
 def greedy_by_the_package(path, prompt, n):
     """What our model writes with the numbers that the package `gguf` decodes from the file, and by
-    how many standard deviations of the logits each token was ahead of the next.
+    how many standard deviations of the logits each token was ahead of the next; and the
+    log-probabilities of all tokens at each place.
     """
     model, tokenizer = load(path, torch.float32)
     state = {
@@ -220,8 +221,19 @@ def greedy_by_the_package(path, prompt, n):
     for _ in range(n):
         rows.append(model(torch.tensor([ids]))[0, -1])
         ids.append(rows[-1].argmax().item())
-    first, second = torch.stack(rows).topk(2).values.T
-    return ids[-n:], ((first - second) / torch.stack(rows).std(-1)).min().item()
+    logits = torch.stack(rows)
+    first, second = logits.topk(2).values.T
+    ahead = ((first - second) / logits.std(-1)).min().item()
+    return ids[-n:], ahead, logits.log_softmax(-1)
+
+
+def same_likelihoods(logs, likely):
+    "Whether llama.cpp gives its likeliest tokens what we give them: it computes in 16 bits, too."
+    return all(
+        abs(row[int(i)].item() - log) < 0.05
+        for row, at in zip(logs, likely, strict=True)
+        for i, log in at.items()
+    )
 
 
 def test_llama_cpp_has_the_same_ids_writes_the_same_and_asks_the_same(home, tokenizer):
@@ -236,8 +248,9 @@ def test_llama_cpp_has_the_same_ids_writes_the_same_and_asks_the_same(home, toke
     for name, path, job, said in zip(files, paths, jobs, llama_cpp(jobs)):
         own = load_tokenizer(path)
         assert said["ids"] == [own.encode(text, bos=True) for text in job["texts"]], name
-        for (prompt, follows), theirs in zip(known, said["written"]):
-            ours, ahead = greedy_by_the_package(path, prompt, 16)
+        for (prompt, follows), theirs, likely in zip(known, said["written"], said["likely"]):
+            ours, ahead, logs = greedy_by_the_package(path, prompt, 16)
+            assert name not in ("run.gguf", "F16") or same_likelihoods(logs, likely), name
             assert theirs == ours == follows, (name, prompt)
             # llama.cpp rounds what it multiplies with, too: to 16 bits, or to 8 for Q8_0 and Q4_0
             assert ahead > 1, name
@@ -338,9 +351,11 @@ def test_llama_cpp_computes_what_later_models_have(others, tokenizer):
     prompts = [text for text, _ in known]
     jobs = [{"path": str(p), "texts": [], "prompts": prompts, "chats": []} for p in paths]
     for name, path, said in zip(OTHERS, paths, llama_cpp(jobs), strict=True):
-        for (prompt, follows), theirs in zip(known, said["written"], strict=True):
-            ours, ahead = greedy_by_the_package(path, prompt, 16)
+        written = zip(known, said["written"], said["likely"], strict=True)
+        for (prompt, follows), theirs, likely in written:
+            ours, ahead, logs = greedy_by_the_package(path, prompt, 16)
             assert theirs == ours == follows and ahead > 1, (name, prompt)
+            assert same_likelihoods(logs, likely), name
 
 
 def test_added_tokens_go_along(tmp_path):
