@@ -83,6 +83,11 @@ class KVCache:
             if mask is None and not isinstance(places, range): mask = self.mask(tokens.size(1), end)
         return places, end, mask, [LayerCache(k, v, places, end) for k, v in zip(self.keys, self.values)]
 
+    @property
+    def table(self) -> Tensor:  # (B, 1)
+        "Where each text lies: the cache is B blocks of S positions, and each text has one."
+        return torch.arange(len(self.lengths))[:, None]
+
     def advance(
         self,
         n: int,
@@ -253,7 +258,7 @@ def continue_text(model, tokens, room, draw, compiled):
     cache = KVCache(model, max_len=None if compiled else tokens.size(1) + room)
     new = None
     for _ in range(room):
-        if new is None: logits = model(tokens, cache=cache)[:, -1]
+        if new is None: logits = model.output(model.hidden(tokens, cache=cache)[:, -1])
         else: logits = next_logits(model, new, cache, compiled)
         new = draw(logits)
         yield new.item()

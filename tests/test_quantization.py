@@ -28,6 +28,8 @@ from llama_course.quantization import (
     quantize,
     unpack_nibbles,
 )
+from llama_course.rope import RopeScaling
+from llama_course.serving import Batcher, Job
 from llama_course.support.errors import UserError
 
 gguf = pytest.importorskip("gguf", reason="pip install 'llama_course[smollm]'")
@@ -158,8 +160,8 @@ def test_a_quantized_model_is_the_model_of_its_codes(quantized, monkeypatch):
             monkeypatch.undo()
         cache = KVCache(packed, max_len=30)
         pieces = TOKENS.split(
-            [13, 2, 13, 1, 1], 1
-        )  # with numba only those of 13 tokens go through PyTorch
+            [3, 2, 17, 7, 1], 1
+        )  # with numba only those of 17 tokens go through PyTorch
         steps = torch.cat([packed(piece, cache=cache) for piece in pieces], 1)
         torch.testing.assert_close(steps, after, atol=1e-4, rtol=1e-4)
         assert cache.lengths.tolist() == [30]
@@ -172,10 +174,26 @@ def test_the_kernels_are_used_where_numba_is(quantized, monkeypatch):
     pytest.importorskip("numba", reason="pip install 'llama_course[fast]'")
     calls = []
     monkeypatch.setattr(
-        quantization, "one_token", lambda m, t, at, c: calls.append(at) or torch.zeros(90)
+        quantization,
+        "few_tokens",
+        lambda m, tokens, *_: calls.append(tokens.numel()) or torch.zeros(*tokens.shape, 128),
     )
     list(generate(quantized[1], [1, 2, 3], 4, temperature=0))
-    assert len(calls) == 6  # three of the prompt, three more
+    assert calls == [3, 1, 1, 1]  # the prompt, three more
+
+
+def test_a_batch_by_the_kernels_writes_what_is_written_alone(quantized):
+    "Rows of different lengths, in blocks that they share, some prompts through PyTorch."
+    pytest.importorskip("numba", reason="pip install 'llama_course[fast]'")
+    model, batcher = quantized[1], Batcher(quantized[1], rows=3)
+    prompts = [[5], [*range(20)], [*range(18)] + [7], [3] * 9, [*range(30)]]
+    jobs = [Job(prompt, 9 - n, dict(temperature=0)) for n, prompt in enumerate(prompts)]
+    for job in jobs:
+        batcher.submit(job)
+    while not batcher.is_idle():
+        batcher.step()
+    for job in jobs:
+        assert job.ids == list(generate(model, job.prompt, job.max_new_tokens, temperature=0))
 
 
 @torch.no_grad()
@@ -296,9 +314,23 @@ def test_a_table_holds_every_half():
     assert quantization.HALVES[bits].tolist() == [0.0, 1.0, -2.0, 65504.0, 2.0**-24]
 
 
-def test_a_bias_is_refused(monkeypatch):
-    "The kernels would leave it out."
-    shapes = quantization.tensor_shapes(SMALL) | {"layers.0.attention.wq.bias": torch.Size([128])}
-    monkeypatch.setattr(quantization, "tensor_shapes", lambda config: shapes)
-    with pytest.raises(UserError, match="wq.bias: quantized layers add no biases"):
-        quantization.QuantizedLlama(SMALL)
+SHAPES = {
+    "biases": dict(attention_bias=True, mlp_bias=True),
+    "heads of a width of their own": dict(head_dim=16, n_heads=8, n_kv_heads=1),
+    "rope scaling": dict(rope_scaling=RopeScaling("llama3", 4.0, original_len=16)),
+    "no blocks of 64": dict(hidden_dim=100),
+}
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+@torch.no_grad()
+def test_the_kernels_agree_for_every_shape_of_a_file(changes, tmp_path):
+    torch.manual_seed(3)
+    model = Llama(LlamaConfig(**vars(SMALL) | changes)).eval()
+    for p in model.parameters():
+        p.add_(torch.randn_like(p) / 8)
+    save_hugging_face(model, tmp_path / "m")
+    packed = load_quantized(tmp_path / "m", 32)
+    cache, pieces = KVCache(packed, max_len=30), TOKENS.split([3, 1, 17, 9], 1)
+    steps = torch.cat([packed(piece, cache=cache) for piece in pieces], 1)
+    torch.testing.assert_close(steps, model(TOKENS), atol=1e-4, rtol=1e-4)
