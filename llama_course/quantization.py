@@ -111,6 +111,12 @@ class PackedLinear(nn.Module):
         chunks = (self.rows(slice(i, i + step)) for i in range(0, self.shape[0], step))
         return torch.cat([F.linear(x, chunk.to(x.dtype)) for chunk in chunks], -1)
 
+    def forward(
+        self,
+        x: Tensor,  # (..., C)
+    ) -> Tensor:  # (..., R)
+        return self.in_pieces(x) if self.bias is None else self.in_pieces(x) + self.bias
+
 # %% ../nbs/24_quantization.ipynb #c024
 numba = None  # `compiled` imports it: only the extra `fast` brings it
 # Every float16, by its bits
@@ -539,16 +545,15 @@ def forward(
     x: Tensor,  # (..., C)
 ) -> Tensor:  # (..., R)
     "The product: by the kernels for few vectors, else with the weights of some rows at a time."
-    N = x.numel() // self.shape[1]
-    blocks = not self.shape[1] % 64 and (self.bits != 8 or self.scale.size(1) * 32 == self.shape[1])
-    fits = 0 < N <= FEW and x.dtype == torch.float32 and x.device.type == "cpu" and blocks
-    if not (fits and has_kernels() and not torch.is_grad_enabled()): y = self.in_pieces(x)
+    N, (R, C) = x.numel() // self.shape[1], self.shape
+    blocks = not C % 64 and (self.bits != 8 or self.scale.size(1) * 32 == C)
+    plain = 0 < N <= FEW and x.dtype == torch.float32 and x.device.type == "cpu" and not x.requires_grad
+    if not (blocks and plain and has_kernels()): y = self.in_pieces(x)
     else:
-        vectors = x.new_zeros(1 if N == 1 else -(-N // 4) * 4, self.shape[1])
-        vectors[:N] = x.reshape(N, -1)
-        y = torch.empty(len(vectors), self.shape[0])
-        product(self.bits)(*kernel_arrays(self), vectors.numpy(), y.numpy())
-        y = y[:N].view(*x.shape[:-1], -1)
+        vectors, y = x.new_zeros(1 if N == 1 else -(-N // 4) * 4, C), x.new_empty(-(-N // 4) * 4, R)
+        vectors[:N] = x.reshape(N, C)
+        product(self.bits)(*kernel_arrays(self), vectors.numpy(), y.numpy()[: len(vectors)])
+        y = y[:N].view(*x.shape[:-1], R)
     return y if self.bias is None else y + self.bias
 
 # %% ../nbs/24_quantization.ipynb #c064
