@@ -19,6 +19,7 @@ from llama_course.feedforward import FeedForward
 from llama_course.model import Llama, LlamaConfig, Parts
 from llama_course.norm import RMSNorm
 from llama_course.rope import apply_rotary
+from llama_course.serving import LayerBlocks
 from llama_course.support.errors import UserError
 from llama_course.training import Recipe, Step, loss_of
 
@@ -190,10 +191,13 @@ def attention_of(
         "One more token in each row, by the learner's cache step."
         at = cache.places
         lengths = torch.full((len(q),), at.start) if isinstance(at, range) else at[:, 0]
-        given = (cache.keys, cache.values, lengths, k[:, :, 0], v[:, :, 0])
+        blocks = isinstance(cache, LayerBlocks)  # as the server's: gathered for this step
+        memory = cache.update(k, v) if blocks else (cache.keys, cache.values)
+        given = (*memory, lengths, k[:, :, 0], v[:, :, 0])
         out, keys, values, _ = one_more(q[:, :, 0], *given)  # type: ignore[misc]
-        cache.keys.copy_(keys)
-        cache.values.copy_(values)
+        if not blocks:
+            cache.keys.copy_(keys)
+            cache.values.copy_(values)
         return out[:, :, None]
 
     class OwnAttention(Attention):
