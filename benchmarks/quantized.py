@@ -113,6 +113,10 @@ def xllamacpp(path: Path, threads: int):
     return say
 
 
+class PeerEnded(Exception):
+    "The process of a peer has ended, as where a library crashes."
+
+
 def _answer(pipe, make, arguments):
     "What the process of `apart` does."
     say = make(*arguments)
@@ -135,15 +139,34 @@ def apart(make, *arguments, encode):
     process = context.Process(target=_answer, args=(theirs, make, arguments), daemon=True)
     process.start()
     theirs.close()
-    if not pipe.recv():
-        return None
+    try:
+        if not pipe.recv():
+            return None
+    except EOFError:
+        return None  # it has ended while loading
 
     def say(ids, n):
-        pipe.send((ids, n))
-        answer = pipe.recv()
+        try:
+            pipe.send((ids, n))
+            answer = pipe.recv()
+        except (EOFError, OSError):
+            process.join()
+            raise PeerEnded(f"ended with exit code {process.exitcode}") from None
         return encode(answer) if isinstance(answer, str) else answer
 
     return say
+
+
+def without_those_that_end(speakers: dict, measure):
+    "`measure(speakers)`, again without a peer whose process ends; what ended, in words."
+    notes = []
+    while True:
+        try:
+            return measure(speakers), notes
+        except PeerEnded as error:
+            name = next(name for name in speakers if name.startswith("llama.cpp"))
+            notes.append(f"{name} {error}.")
+            del speakers[name]
 
 
 def bandwidth() -> float:
@@ -175,10 +198,13 @@ def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, 
         if peer := apart(llama_cpp, q8, torch.get_num_threads(), encode=encode):
             speakers["llama.cpp Q8_0"] = peer
             sizes["llama.cpp Q8_0"] = sum(t.nbytes for t in read_gguf_header(q8)[1].values())
-        said = {name: speak(ids, tokens) for name, speak in speakers.items()}  # compiles as well
-        seconds = in_turns(
-            {name: lambda s=speak: s(ids, tokens) for name, speak in speakers.items()}, rounds
-        )
+
+        def measure(speakers):
+            said = {name: speak(ids, tokens) for name, speak in speakers.items()}
+            turns = {name: lambda s=speak: s(ids, tokens) for name, speak in speakers.items()}
+            return said, in_turns(turns, rounds)
+
+        (said, seconds), notes = without_those_that_end(speakers, measure)
     roof = bandwidth()
     rows = []
     for name, found in seconds.items():
@@ -218,10 +244,11 @@ def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, 
     if "llama.cpp Q8_0" in seconds:
         theirs = ratio(seconds["llama.cpp Q8_0"], seconds["8 bits"])
         print(f"\n8 bits, ours to llama.cpp's: {theirs:.2f}")
-    else:
+    elif not notes:
         print(
             "\nNeither llama-cpp-python nor xllamacpp is installed: no comparison with llama.cpp."
         )
+    print("\n".join(notes))
 
 
 if __name__ == "__main__":
