@@ -120,6 +120,7 @@ class BlockCache:
             self.known.pop(self.names.pop(block, None), None)  # what it held is forgotten only now
             self.users[block] = 1
             self.tables[row].append(block)
+            for t in (*self.keys, *self.values): t[block] = 0  # even masked, another's NaN times 0 is NaN
         return True
 
     def clear(self, row: int):
@@ -131,12 +132,10 @@ class BlockCache:
             if block not in self.names: self.free.move_to_end(block, last=False)
         self.texts[row], self.tables[row] = [], []
 
-    def erase(self, row: int):
-        "What the row alone has written is zero, and known to nobody: even masked, NaN times 0 is NaN."
+    def forget(self, row: int):
+        "What the row alone has written is not found by texts with an equal beginning."
         for block in self.tables[row]:
-            if self.users[block] > 1: continue
-            for t in (*self.keys, *self.values): t[block] = 0
-            self.known.pop(self.names.pop(block, None), None)
+            if self.users[block] == 1: self.known.pop(self.names.pop(block, None), None)
 
 # %% ../nbs/22_serving.ipynb #views
 class LayerBlocks:
@@ -180,8 +179,8 @@ class BlockRows:
         self.tokens, self.lengths = tokens.tolist(), [len(cache.texts[row]) for row in self.rows]
         first, end = self.lengths[0], max(self.lengths) + T
         tables = [cache.tables[row] for row in self.rows]
-        width = max(map(len, tables))  # in the place of a block that a shorter text has not got: any, unseen
-        self.table = torch.tensor([blocks + [0] * (width - len(blocks)) for blocks in tables], device=cache.device)
+        width = max(map(len, tables))  # in the place of blocks that a shorter text has not got: its last, unseen
+        self.table = torch.tensor([t + t[-1:] * (width - len(t)) for t in tables], device=cache.device)
         places = torch.tensor(self.lengths, device=cache.device)[:, None] + torch.arange(T, device=cache.device)
         layers = [LayerBlocks(k, v, self.table, places, end) for k, v in zip(self.keys, self.values)]
         if min(self.lengths) == first == end - T: return range(first, end), end, None, layers
@@ -376,7 +375,7 @@ def draw(
 def fail(self: Batcher, row: int, error: Exception):
     "Ends a row's job, whose own fault it is; the other rows go on."
     self.rows[row].error = error
-    self.cache.erase(row)
+    self.cache.forget(row)
     self.leave(row, "error")
 
 

@@ -824,12 +824,6 @@ def test_quantized_inference_knows_the_angles_and_the_width_of_heads(tmp_path):
     assert (whole - exact).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_quantized_inference_refuses_biases_by_name(tmp_path):
-    path = written(tmp_path / "m.gguf", shaken(attention_bias=True))
-    with refused("attention.wq.bias", "without `bits`"):
-        load_quantized(path)
-
-
 def test_an_evaluation_asks_by_the_chat_template(pieces, tmp_path):
     from llama_course.tasks.runner import evaluate
 

@@ -285,7 +285,7 @@ def test_what_ends_a_text():
 
 def test_ids_come_out_as_they_are_made():
     model, calls = shaken(), []
-    model.register_forward_hook(lambda m, args, out: calls.append(args[0].shape[1]))
+    model.layers[0].register_forward_hook(lambda m, args, out: calls.append(args[0].shape[1]))
     text = generate(model, [1, 2, 3], 50)
     assert calls == []
     list(itertools.islice(text, 4))
