@@ -161,7 +161,8 @@ def _add_tokenizer(
     writer.add_token_types((types + [UNUSED for _ in empty])[:size])
     if tokenizer.bos_id >= 0:
         writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
+    if tokenizer.eos_id >= 0:
+        writer.add_eos_token_id(tokenizer.eos_id)
     others = [i for i in sorted(tokenizer.stop_ids) if i != tokenizer.eos_id]
     for i, add in zip(others, (writer.add_eot_token_id, writer.add_eom_token_id)):
         add(i)

@@ -105,9 +105,10 @@ def write_tokenizer(
         about["unk_token"] = about["pad_token"] = made.id_to_token(tokenizer._model.unk_id())
     else:
         made = tokenizers.Tokenizer.from_file(str(path))
-        about["pad_token"] = made.id_to_token(tokenizer.eos_id)
-    bos, eos = made.id_to_token(tokenizer.bos_id), made.id_to_token(tokenizer.eos_id)
-    if add_bos:
+    ends = (tokenizer.bos_id, tokenizer.eos_id)
+    bos, eos = (made.id_to_token(i) if i >= 0 else None for i in ends)
+    about.setdefault("pad_token", eos)
+    if add_bos and bos is not None:
         made.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{bos} $A",
             pair=f"{bos} $A {bos}:1 $B:1",
