@@ -46,6 +46,7 @@ ABOUT = [
     "models.md",
     "benchmarks.md",
     "full_scale.md",
+    "serving.md",
     "teaching.md",
 ]
 # What stands as it is: code, formulas, links, headings, HTML
