@@ -14,8 +14,9 @@ if threading.current_thread() is threading.main_thread():
 
 # With several workers a file goes to one of them as a whole. The longest begin, or everybody waits
 # for the last one; what pytest-xdist would put first are the files with the most tests.
-LONGEST = """grading exercises demo launch fault_tolerance files site parallel quantization
-generation workers finetuning serving cli""".split()
+LONGEST = """class grading site exercises assignments pipeline dryrun lm_eval demo path quantization
+fault_tolerance launch server parallel planner families files cluster releases cli
+capstone judge bpe finetuning ledger workspace""".split()
 
 
 def pytest_configure(config):

@@ -225,6 +225,13 @@ def test_what_an_answer_leaves_set_is_put_back():
         not torch.is_autocast_enabled("cpu")
         and check(EXERCISES["rms_norm"].rights[0], "rms_norm").passed
     )
+    layer, outs = torch.nn.Linear(2, 2), []
+    for _ in range(2):  # within an autocast that nobody left, the first weights would be kept
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outs.append(layer(torch.ones(1, 2)))
+        with torch.no_grad():
+            layer.weight += 1
+    assert not torch.equal(*outs)
 
 
 # ---------------------------------------------------------------- partial credit

@@ -51,6 +51,7 @@ def neutral() -> Iterator[None]:
             _put_back(read, write, value)
         depths = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
         stack.callback(_pop_modes, *depths)
+        stack.callback(_leave_autocast, _autocast_depth())
         others: tuple[tuple[Callable, Callable], ...] = (
             (sys.getrecursionlimit, sys.setrecursionlimit),
             (os.getcwd, os.chdir),
@@ -104,6 +105,24 @@ def _pop_modes(functions: int, operations: int) -> None:
         _pop_mode()
     while torch._C._len_torch_dispatch_stack() > operations:
         python_dispatch._pop_mode()
+
+
+def _autocast_depth() -> int:
+    "How many autocasts have been entered and not left."
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+def _leave_autocast(depth: int) -> None:
+    """Forgets autocasts that an answer has not left.
+
+    Weights in 16 bits are kept until the outermost one is left; else a model that trains later
+    would compute with its first weights at every step.
+    """
+    while _autocast_depth() > depth:
+        torch.autocast_decrement_nesting()
+    if depth == 0:
+        torch.clear_autocast_cache()
 
 
 def _set_device(device: torch.device) -> None:
