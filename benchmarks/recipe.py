@@ -19,7 +19,8 @@ import typer
 from _shared import machine, markdown
 from speedrun import prepare
 
-from llama_course.launch.demo import DEMO, WARMUP
+from llama_course.launch.budget import WARMUP
+from llama_course.launch.demo import DEMO
 from llama_course.launch.machine import can_compile, has_bfloat16
 from llama_course.model import Llama, LlamaConfig
 from llama_course.optimizer import cosine_lr

@@ -31,7 +31,7 @@ from quantized import smollm
 from llama_course.data import shakespeare
 from llama_course.files.export import Export, export
 from llama_course.files.load import load, load_tokenizer
-from llama_course.server.app import Serving, serve
+from llama_course.server.process import Serving, serve
 from llama_course.support.errors import UserError
 
 KINDS = {32: "F32", 16: "BF16", 8: "Q8_0"}

@@ -33,7 +33,8 @@ from torch import nn
 from llama_course.attention import attend
 from llama_course.data import shakespeare, standard_library
 from llama_course.files.run import RunFolder
-from llama_course.launch.demo import DEMO, WARMUP, make_shards, make_tokenizer
+from llama_course.launch.budget import WARMUP
+from llama_course.launch.demo import DEMO, make_shards, make_tokenizer
 from llama_course.launch.machine import can_compile, has_bfloat16
 from llama_course.launch.texts import divide
 from llama_course.model import Llama, LlamaConfig, hugging_face_settings

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import filecmp
+import importlib
 import json
 import re
 import shutil
@@ -261,3 +262,18 @@ def test_the_library_imports_at_its_top_only_what_it_requires():
         tops = {item.split(".")[0] for item in names}
         foreign = tops - sys.stdlib_module_names - own - {"llama_course"}
         assert not foreign, f"{name(path)} imports {foreign} at its top"
+
+
+SCRIPTS = [
+    path for folder in ("benchmarks", "tools", "docs") for path in ROOT.glob(f"{folder}/*.py")
+]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SCRIPTS), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_a_script_takes_from_the_library_what_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llama_course."):
+            module = importlib.import_module(node.module)
+            assert [a.name for a in node.names if not hasattr(module, a.name)] == [], node.module
