@@ -109,6 +109,7 @@ def plan(until: float, sizes: list[int]) -> Iterator[tuple[Run, tuple]]:  # a ru
 
     Each pass takes all sizes to one budget of FLOPs, four times the last: tokens per parameter then
     go down as fast as budgets go up, and after any pass sizes can be compared at equal budgets.
+    Other seeds follow one pass later.
     """
     shapes = [(number, *shape) for number, shape in enumerate(SHAPES) if number in sizes]
     for budget in BUDGETS:
@@ -124,8 +125,9 @@ def plan(until: float, sizes: list[int]) -> Iterator[tuple[Run, tuple]]:  # a ru
                 yield Run(layers, dim, rate=factor, role="grid"), points[: 2 - (number > 0)]
             if number == 0 and 40 in points:
                 yield from checks(layers, dim)
-            for seed in (1, 2) if number < 4 else ():
-                yield Run(layers, dim, seed), points
+            early = points_within(budget / 4, Run(layers, dim), until)
+            for seed in (1, 2) if number < 4 and early else ():
+                yield Run(layers, dim, seed), early
 
 
 def points_within(budget: float, run: Run, until: float) -> tuple:

@@ -142,7 +142,7 @@ def main(
                         layers,
                         dim,
                         run.parameters,
-                        bits,
+                        width,
                         clients,
                         *(round(s, 2) for s in three),
                     ]

@@ -8,15 +8,18 @@ and as many rows as there are clients at most; the same program asks both over H
 client asks one question after the other, greedily and streamed, for answers of a fixed length: no
 token ends them. Prompts have 32 tokens, and none is asked twice: nobody answers from memory.
 What is written is compared: with what the other writes, and with what ours writes for one client.
-llama.cpp's server is the one inside xllamacpp, which says how it was built. A server that ends is
-named, and the table goes on without it.
+llama.cpp's server is the program that LLAMA_SERVER names (`llama-server`, built from source for
+this processor), or the one inside xllamacpp, which comes compiled for any x86; each says how it was
+built. A server that ends is named, and the table goes on without it.
 """
 
 import asyncio
 import json
 import multiprocessing
+import os
 import socket
 import statistics
+import subprocess
 import tempfile
 import time
 from importlib import metadata
@@ -49,6 +52,10 @@ def serve_ours(path: Path, bits: int, rows: int, port: int, threads: int) -> Non
 
 def serve_theirs(path: Path, bits: int, rows: int, port: int, threads: int) -> None:
     "llama.cpp's server, until it is ended."
+    if program := os.environ.get("LLAMA_SERVER"):
+        flags = {"-m": path, "--port": port, "-np": rows, "-c": 512 * rows, "-t": threads}
+        words = [str(word) for pair in flags.items() for word in pair]
+        os.execv(program, [program, *words, "-tb", str(threads), "--log-disable"])
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -110,7 +117,7 @@ class Peer:
                 answers[n] = await self.ask(client, prompt, tokens)
 
         began = time.perf_counter()
-        limits = httpx.Limits(max_connections=clients)
+        limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)
         async with httpx.AsyncClient(timeout=600, limits=limits) as client:
             await asyncio.gather(*(ask_on(client) for _ in range(clients)))
         seconds = time.perf_counter() - began
@@ -121,6 +128,19 @@ class Peer:
             "between": [b - a for t in times for a, b in zip(t[1:-1], t[2:])],
             "texts": [answers[n][0] for n in range(len(prompts))],
         }
+
+
+def their_build() -> str:
+    "How llama.cpp was built; ImportError where there is none."
+    if program := os.environ.get("LLAMA_SERVER"):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True)
+        about = " ".join((said.stdout + said.stderr).split())
+        return f"llama.cpp, {Path(program).name} built from source: {about}"
+    import xllamacpp
+
+    built = xllamacpp.BUILD_INFO if isinstance(xllamacpp.BUILD_INFO, str) else ""
+    features = xllamacpp.get_system_info().strip()
+    return f"llama.cpp by xllamacpp {metadata.version('xllamacpp')} {built}: {features}"
 
 
 def prompts_of(path: Path, n: int) -> list[list[int]]:
@@ -167,18 +187,13 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         peers = {OURS: Peer(serve_ours, path, bits, max(counts))}
         try:
-            import xllamacpp
-
-            version = metadata.version("xllamacpp")
-            built = xllamacpp.BUILD_INFO if isinstance(xllamacpp.BUILD_INFO, str) else ""
-            features = xllamacpp.get_system_info()
-            notes.append(f"llama.cpp by xllamacpp {version} {built}: {features.strip()}")
+            notes.append(their_build())
             out = Path(folder) / "gguf"
             export(Export(run=path, to="gguf", out=out, kind=KINDS[bits]))
             peers[THEIRS] = Peer(serve_theirs, out / "model.gguf", bits, max(counts))
             peers[THEIRS].is_theirs = True
         except ImportError:
-            notes.append("xllamacpp is not installed: no comparison with llama.cpp.")
+            notes.append("neither LLAMA_SERVER nor xllamacpp: no comparison with llama.cpp.")
         found: dict = {}
         for name in list(peers):
             if peers[name].is_ready():
