@@ -348,7 +348,7 @@ def sentences(html: str) -> list[str]:
     article = BeautifulSoup(html, "html.parser").find("article")
     if not article:
         return []
-    for part in article.select("script, style, mjx-container, .headerlink, .math, nav"):
+    for part in article.select("script, style, mjx-container, .headerlink, .math, nav, .quiz"):
         part.decompose()
     code = [pre.extract().get_text() for pre in article.find_all("pre")]
     parts = article.select("p, li, td, th, dt") + article.select("h1, h2, h3")

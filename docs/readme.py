@@ -24,14 +24,20 @@ def show(cell):
     cell.source = DIRECTIVE.sub("", cell.source)
     data = [output.get("data", {}) for output in cell.outputs]
     texts = [item["text/markdown"] for item in data if "text/markdown" in item]
-    drawings = ["".join(item["text/html"]) for item in data if "text/html" in item]
+    pages = ["".join(item["text/html"]) for item in data if "text/html" in item]
     if cell.directives_.get("echo:") == ["false"]:
-        texts += [f'<div class="drawing">\n{svg}\n</div>' for svg in drawings if "<svg" in svg]
+        texts += [f'<div class="drawing">\n{svg}\n</div>' for svg in pages if "<svg" in svg]
+        texts += [as_section(html) for html in pages if html.startswith('<div class="quiz">')]
         if not texts:  # it prepares what a later cell shows
             del cell["source"]
             return
         cell.cell_type, cell.source = "markdown", "\n\n".join("".join(text) for text in texts)
         del cell["outputs"], cell["execution_count"]
+
+
+def as_section(html: str) -> str:
+    "A quiz with its heading as Markdown: it is then in the page's contents, and has an address."
+    return "## Quiz\n\n" + html.replace("<h2>Quiz</h2>", "")
 
 
 def links(text: str) -> list[str]:
