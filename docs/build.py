@@ -9,11 +9,11 @@ marked as such.
 import json
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import typer
 from api import ROOT, library, short_names, write_api
 from bibliography import link_citations, read_references, references_page
 from bs4 import BeautifulSoup
@@ -375,5 +375,10 @@ def build(output: Path = DOCS / "_site") -> int:
     return status
 
 
+def main(output: Path = typer.Argument(DOCS / "_site")) -> None:
+    "Builds the site."
+    raise typer.Exit(build(output))
+
+
 if __name__ == "__main__":
-    sys.exit(build(*map(Path, sys.argv[1:2])))
+    typer.run(main)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import typer
 from execnb.nbio import nb2str
 from nbconvert import MarkdownExporter
 from nbdev.process import NBProcessor
@@ -72,5 +73,10 @@ def readme(root: Path = ROOT) -> str:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    "Writes README.md: what nbs/index.ipynb says."
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

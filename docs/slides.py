@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jinja2
+import typer
 from nbconvert.filters import markdown2html
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,5 +127,10 @@ def build(target: Path = ROOT / "docs" / "_slides" / "index.html") -> int:
     return len(slides)
 
 
+def main(target: Path = typer.Argument(ROOT / "docs" / "_slides" / "index.html")) -> None:
+    "Makes the slides of a first lecture, one page of HTML."
+    build(target)
+
+
 if __name__ == "__main__":
-    build(*map(Path, sys.argv[1:2]))
+    typer.run(main)

@@ -272,6 +272,15 @@ SCRIPTS = [
 @pytest.mark.parametrize(
     "path", sorted(SCRIPTS), ids=lambda path: f"{path.parent.name}/{path.name}"
 )
+def test_a_script_reads_its_command_line_by_a_library(path):
+    text = path.read_text(encoding="utf-8")
+    if '__name__ == "__main__"' in text:  # then --help helps, and a wrong word is refused by name
+        assert "typer.run(" in text
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SCRIPTS), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_a_script_takes_from_the_library_what_is_there(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llama_course."):

@@ -11,14 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import typer
 from generate import BIN, ROOT, generate
 
 
-def find_notebook(number: str) -> Path:
+def find_notebook(number: int) -> Path:
     "The chapter's notebook."
-    found = sorted((ROOT / "nbs").glob(f"{int(number):02}_*.ipynb"))
+    found = sorted((ROOT / "nbs").glob(f"{number:02}_*.ipynb"))
     if not found:
-        sys.exit(f"there is no chapter {number}: `ls nbs`.")
+        raise typer.BadParameter(f"there is no chapter {number}: `ls nbs`.")
     return found[0]
 
 
@@ -44,9 +45,9 @@ def commands(notebook: Path) -> dict[str, list[str]]:
     return found
 
 
-def main() -> None:
-    "The command."
-    notebook = find_notebook(sys.argv[1] if len(sys.argv) > 1 else "0")
+def main(number: int = typer.Argument(help="of the chapter, as 11")) -> None:
+    "Exports one chapter and runs it, its tests and its exercise, solved."
+    notebook = find_notebook(number)
     if lost := generate():
         sys.exit("\n".join(lost))
     began, failed = time.monotonic(), False
@@ -73,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import typer
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 RECORD = ".exported.json"  # what was written last: {file: checksum}; not in git
@@ -142,7 +144,7 @@ def generate(root: Path = ROOT) -> list[str]:  # what stands in the way; then no
 
 
 def main() -> None:
-    "The command."
+    "Makes again what is made from notebooks: the library, the exercises, the README."
     if lost := generate():
         sys.exit("\n".join(lost))
     # imported only now: what they import may just have been exported
@@ -156,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -14,6 +14,8 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
+import typer
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_ONLY = "rouge-score,word2number,sqlitedict"  # plain Python, of which there are no wheels
 OF_GPU_BUILDS = ("nvidia-", "cuda-", "triton")
@@ -78,7 +80,7 @@ def renew(
 
 
 def main() -> None:
-    "The command."
+    "Renews requirements.lock."
     path = ROOT / "requirements.lock"
     lock = path.read_text(encoding="utf-8")
     items = wanted(ROOT / "settings.ini")
@@ -94,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
