@@ -23,6 +23,7 @@ from torch import Tensor
 from .model import Llama, LlamaConfig
 from .support.errors import UserError
 from .support.optional import need
+from .support.patch import patch
 
 # %% ../nbs/23_formats.ipynb #c005
 CUT = {"tok_embeddings": 1, "output": 0, "attention.wq": 0, "attention.wk": 0, "attention.wv": 0,
@@ -95,15 +96,17 @@ class StoredTensor:
                 left -= len(data)
                 yield decode_numbers(data, self.kind, width)
 
-    def copy_to(
-        self,
-        out: Tensor,  # of the same shape
-    ):
-        "Fills `out`, block by block."
-        rows, at = out if out.dim() > 1 else out[None], 0
-        for block in self.blocks():
-            rows[at : at + len(block)].copy_(block)
-            at += len(block)
+# %% ../nbs/23_formats.ipynb #c015copy
+@patch
+def copy_to(
+    self: StoredTensor,
+    out: Tensor,  # of the same shape
+):
+    "Fills `out`, block by block."
+    rows, at = out if out.dim() > 1 else out[None], 0
+    for block in self.blocks():
+        rows[at : at + len(block)].copy_(block)
+        at += len(block)
 
 # %% ../nbs/23_formats.ipynb #c016
 @cache

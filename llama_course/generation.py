@@ -83,11 +83,6 @@ class KVCache:
             if mask is None and not isinstance(places, range): mask = self.mask(tokens.size(1), end)
         return places, end, mask, [LayerCache(k, v, places, end) for k, v in zip(self.keys, self.values)]
 
-    @property
-    def table(self) -> Tensor:  # (B, 1)
-        "Where each text lies: the cache is B blocks of S positions, and each text has one."
-        return torch.arange(len(self.lengths))[:, None]
-
     def advance(
         self,
         n: int,
@@ -95,33 +90,50 @@ class KVCache:
         "Every row is longer by n tokens."
         self.lengths += n
 
-    def check_room(self, tokens: Tensor) -> tuple:  # their places; the length of the longest row with them
-        "Raises `UserError` if the tokens are of more or fewer rows, or too many."
-        lengths, (B, T) = self.lengths.tolist(), tokens.shape
-        if B != len(lengths): raise UserError(f"{B} rows of tokens for a cache of {len(lengths)} rows.")
-        first, end = lengths[0], max(lengths) + T
-        if end > self.max_len: raise UserError(f"{end} tokens do not fit a cache for {self.max_len}.")
-        return (range(first, end) if min(lengths) == max(lengths) else self.places(T)), end
+# %% ../nbs/21_generation.ipynb #c030places
+@patch
+def check_room(self: KVCache, tokens: Tensor) -> tuple:  # their places; the length of the longest row with them
+    "Raises `UserError` if the tokens are of more or fewer rows, or too many."
+    lengths, (B, T) = self.lengths.tolist(), tokens.shape
+    if B != len(lengths): raise UserError(f"{B} rows of tokens for a cache of {len(lengths)} rows.")
+    first, end = lengths[0], max(lengths) + T
+    if end > self.max_len: raise UserError(f"{end} tokens do not fit a cache for {self.max_len}.")
+    return (range(first, end) if min(lengths) == max(lengths) else self.places(T)), end
 
-    def places(self, n: int) -> Tensor:  # (B, n)
-        "Where the next n tokens of each row go."
-        return (self.lengths[:, None] + torch.arange(n)).to(self.device)
 
-    def mask(self, n: int, end: int) -> Tensor:  # (B, n, end) of bool
-        "Which of the first `end` places the next n tokens of each row may see."
-        return torch.arange(end, device=self.device) <= self.places(n)[..., None]
+@patch
+def places(self: KVCache, n: int) -> Tensor:  # (B, n)
+    "Where the next n tokens of each row go."
+    return (self.lengths[:, None] + torch.arange(n)).to(self.device)
 
-    def __getitem__(self, rows: slice) -> "KVCache":
-        "Some of the rows, in the same memory."
-        part = copy.copy(self)
-        part.keys, part.values = ([t[rows] for t in ts] for ts in (self.keys, self.values))
-        part.lengths = self.lengths[rows]
-        return part
 
-    def copy(self, source: int, target: int):
-        "The text of row `source` also in row `target`."
-        n = self.lengths[target] = self.lengths[source]
-        for t in (*self.keys, *self.values): t[target, :, :n] = t[source, :, :n]
+@patch
+def mask(self: KVCache, n: int, end: int) -> Tensor:  # (B, n, end) of bool
+    "Which of the first `end` places the next n tokens of each row may see."
+    return torch.arange(end, device=self.device) <= self.places(n)[..., None]
+
+# %% ../nbs/21_generation.ipynb #c030rows
+@patch
+@property
+def table(self: KVCache) -> Tensor:  # (B, 1)
+    "Where each text lies: the cache is B blocks of S positions, and each text has one."
+    return torch.arange(len(self.lengths))[:, None]
+
+
+@patch
+def __getitem__(self: KVCache, rows: slice) -> KVCache:
+    "Some of the rows, in the same memory."
+    part = copy.copy(self)
+    part.keys, part.values = ([t[rows] for t in ts] for ts in (self.keys, self.values))
+    part.lengths = self.lengths[rows]
+    return part
+
+
+@patch
+def copy(self: KVCache, source: int, target: int):
+    "The text of row `source` also in row `target`."
+    n = self.lengths[target] = self.lengths[source]
+    for t in (*self.keys, *self.values): t[target, :, :n] = t[source, :, :n]
 
 # %% ../nbs/21_generation.ipynb #c035
 @torch.no_grad()

@@ -123,19 +123,23 @@ class BlockCache:
             for t in (*self.keys, *self.values): t[block] = 0  # even masked, another's NaN times 0 is NaN
         return True
 
-    def clear(self, row: int):
-        "The row is empty; blocks that no other row reads are free."
-        for block in reversed(self.tables[row]):  # the end of a text is forgotten before its beginning
-            self.users[block] -= 1
-            if self.users[block]: continue
-            self.free[block] = None
-            if block not in self.names: self.free.move_to_end(block, last=False)
-        self.texts[row], self.tables[row] = [], []
+# %% ../nbs/22_serving.ipynb #c023back
+@patch
+def clear(self: BlockCache, row: int):
+    "The row is empty; blocks that no other row reads are free."
+    for block in reversed(self.tables[row]):  # the end of a text is forgotten before its beginning
+        self.users[block] -= 1
+        if self.users[block]: continue
+        self.free[block] = None
+        if block not in self.names: self.free.move_to_end(block, last=False)
+    self.texts[row], self.tables[row] = [], []
 
-    def forget(self, row: int):
-        "What the row alone has written is not found by texts with an equal beginning."
-        for block in self.tables[row]:
-            if self.users[block] == 1: self.known.pop(self.names.pop(block, None), None)
+
+@patch
+def forget(self: BlockCache, row: int):
+    "What the row alone has written is not found by texts with an equal beginning."
+    for block in self.tables[row]:
+        if self.users[block] == 1: self.known.pop(self.names.pop(block, None), None)
 
 # %% ../nbs/22_serving.ipynb #views
 class LayerBlocks:
@@ -161,7 +165,7 @@ class LayerBlocks:
         together = lambda t: t[self.table].transpose(1, 2).flatten(2, 3)[:, :, : self.end]
         return together(self.keys), together(self.values)
 
-
+# %% ../nbs/22_serving.ipynb #c025rows
 class BlockRows:
     "Some rows of a `BlockCache`, in the order of a batch: what the model gets as its cache."
 
