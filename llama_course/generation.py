@@ -8,9 +8,9 @@ __all__ = ['BLOCK', 'LayerCache', 'KVCache', 'next_logits', 'linear_of_one_row',
            'held_back', 'stream_text', 'generate_text']
 
 # %% ../nbs/21_generation.ipynb #c002
-import copy
 import operator
 from collections.abc import Iterable, Iterator
+from copy import copy as shallow_copy
 from functools import cache
 from itertools import takewhile
 from numbers import Integral
@@ -123,7 +123,7 @@ def table(self: KVCache) -> Tensor:  # (B, 1)
 @patch
 def __getitem__(self: KVCache, rows: slice) -> KVCache:
     "Some of the rows, in the same memory."
-    part = copy.copy(self)
+    part = shallow_copy(self)
     part.keys, part.values = ([t[rows] for t in ts] for ts in (self.keys, self.values))
     part.lengths = self.lengths[rows]
     return part
