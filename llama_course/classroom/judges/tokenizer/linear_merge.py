@@ -158,7 +158,7 @@ def glued_together_the_pieces_are_the_text_in_linear_merge(seen):
     return "".join(pieces) == "abcabcaabbcc"
 
 
-@linear_merge.invariant("a row of a thousand symbols takes at most three lookups a symbol")
+@linear_merge.invariant("a row of a thousand symbols takes at most three lookups per symbol")
 def a_row_of_a_thousand_symbols_takes_at_most_three_lookups(seen):
     rank = {"ab": 2, "ba": 1, "abab": 0, "baba": 3, "bab": 4}
     return (
