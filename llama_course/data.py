@@ -277,7 +277,7 @@ def draw_documents(
     proportions: dict,  # name -> its share of the text; they sum to one
     seed: int = 0,
 ):
-    "Documents without end: each source by its share of the text, each document once an epoch."
+    "Documents without end: each source by its share of the text, each document once per epoch."
     whole_parts(proportions)  # refuses proportions that do not sum to one
     names = sorted(name for name in proportions if proportions[name])
     for name in names:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../nbs/09_feedforward.ipynb #c015
-#| fig-alt: Left: ReLU, GELU and silu, close to each other far from zero. Middle: the output of one gated unit over a and b. Right: the error of ReLU layers that learn a product falls as units are added, and never to zero.
 def hidden_dim(
     dim: int,  # D, the width of the model
     multiple_of: int = 256,  # the result is rounded up to a multiple of this

@@ -68,7 +68,7 @@ class _Page(HTMLParser):
 def html_text(
     html: str,
 ) -> str:
-    "What a browser would show, one block a line."
+    "What a browser would show, one block per line."
     page = _Page()
     page.feed(html)
     page.close()
@@ -281,26 +281,28 @@ class NGramModel:
         "The pieces with marks for the beginning and the end."
         return (*["<s>"] * (self.order - 1), *self.encode(text), "</s>")
 
-    def fit(
-        self,
-        texts,  # paragraphs
-    ):
-        "Counts; itself."
-        counts, self.levels = Counter(), []
-        for text in texts:
-            pieces = self.sentence(text)
-            counts.update(zip(*(pieces[i:] for i in range(self.order))))
-        if not counts:
-            raise UserError("a language model needs text to count, and got none: check the source.")
-        for _ in range(self.order):
-            total, types = Counter(), Counter(gram[:-1] for gram in counts)
-            for gram, count in counts.items():
-                total[gram[:-1]] += count
-            rest = {h: (total[h], self.discount * types[h] / total[h]) for h in total}
-            self.levels.insert(0, (dict(counts), rest))
-            # of each shorter run, how many different pieces came before
-            counts = Counter(gram[1:] for gram in counts)
-        return self
+# %% ../nbs/04_web.ipynb #fit_code
+@patch
+def fit(
+    self: NGramModel,
+    texts,  # paragraphs
+):
+    "Counts; itself."
+    counts, self.levels = Counter(), []
+    for text in texts:
+        pieces = self.sentence(text)
+        counts.update(zip(*(pieces[i:] for i in range(self.order))))
+    if not counts:
+        raise UserError("a language model needs text to count, and got none: check the source.")
+    for _ in range(self.order):
+        total, types = Counter(), Counter(gram[:-1] for gram in counts)
+        for gram, count in counts.items():
+            total[gram[:-1]] += count
+        rest = {h: (total[h], self.discount * types[h] / total[h]) for h in total}
+        self.levels.insert(0, (dict(counts), rest))
+        # of each shorter run, how many different pieces came before
+        counts = Counter(gram[1:] for gram in counts)
+    return self
 
 # %% ../nbs/04_web.ipynb #c070
 @patch
