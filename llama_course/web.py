@@ -274,35 +274,35 @@ class NGramModel:
         self.encode, self.order, self.discount, self.vocab_size = encode, order, discount, vocab_size
         self.levels = []  # for 1, 2, ... pieces: their counts; context -> (its count, its share for the rest)
 
-    def sentence(
+    def fit(
         self,
-        text,
-    ) -> tuple:
-        "The pieces with marks for the beginning and the end."
-        return (*["<s>"] * (self.order - 1), *self.encode(text), "</s>")
+        texts,  # paragraphs
+    ):
+        "Counts; itself."
+        counts, self.levels = Counter(), []
+        for text in texts:
+            pieces = self.sentence(text)
+            counts.update(zip(*(pieces[i:] for i in range(self.order))))
+        if not counts:
+            raise UserError("a language model needs text to count, and got none: check the source.")
+        for _ in range(self.order):
+            total, types = Counter(), Counter(gram[:-1] for gram in counts)
+            for gram, count in counts.items():
+                total[gram[:-1]] += count
+            rest = {h: (total[h], self.discount * types[h] / total[h]) for h in total}
+            self.levels.insert(0, (dict(counts), rest))
+            # of each shorter run, how many different pieces came before
+            counts = Counter(gram[1:] for gram in counts)
+        return self
 
-# %% ../nbs/04_web.ipynb #fit_code
+# %% ../nbs/04_web.ipynb #sentence
 @patch
-def fit(
+def sentence(
     self: NGramModel,
-    texts,  # paragraphs
-):
-    "Counts; itself."
-    counts, self.levels = Counter(), []
-    for text in texts:
-        pieces = self.sentence(text)
-        counts.update(zip(*(pieces[i:] for i in range(self.order))))
-    if not counts:
-        raise UserError("a language model needs text to count, and got none: check the source.")
-    for _ in range(self.order):
-        total, types = Counter(), Counter(gram[:-1] for gram in counts)
-        for gram, count in counts.items():
-            total[gram[:-1]] += count
-        rest = {h: (total[h], self.discount * types[h] / total[h]) for h in total}
-        self.levels.insert(0, (dict(counts), rest))
-        # of each shorter run, how many different pieces came before
-        counts = Counter(gram[1:] for gram in counts)
-    return self
+    text,
+) -> tuple:
+    "The pieces with marks for the beginning and the end."
+    return (*["<s>"] * (self.order - 1), *self.encode(text), "</s>")
 
 # %% ../nbs/04_web.ipynb #c070
 @patch
