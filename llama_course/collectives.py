@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Wire', 'Deadlock', 'Stage', 'StageWire', 'rehearse', 'ring_reduce_scatter', 'ring_all_gather', 'padded_parts',
-           'ring_all_reduce', 'RankFailed', 'join_group', 'ByValue', 'spawn', 'ProcessWire']
+           'ring_all_reduce', 'RankFailed', 'join_group', 'ByValue', 'new_process', 'spawn', 'ProcessWire']
 
 # %% ../nbs/16_collectives.ipynb #c002
 import multiprocessing
@@ -236,6 +236,16 @@ _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods(
 _PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint",
             "cloudpickle", "llama_course.parallel", "llama_course.training"]
 
+
+def new_process(
+    function,  # it may be written in a notebook
+    *args,  # of the function; not so these
+) -> multiprocessing.process.BaseProcess:  # not started
+    "A process for the function: forked from a server that has imported torch, where that is possible."
+    context = multiprocessing.get_context(_METHOD)
+    if _METHOD == "forkserver": context.set_forkserver_preload(_PRELOAD)
+    return context.Process(target=ByValue(function), args=args, daemon=True)
+
 # %% ../nbs/16_collectives.ipynb #c028
 def spawn(
     function,  # function(*args); it may be written in a notebook, and finds its group made
@@ -246,14 +256,12 @@ def spawn(
     "Runs the function on n new processes. Raises `RankFailed` with the traceback of the first that failed."
     import cloudpickle
 
-    context, content = multiprocessing.get_context(_METHOD), cloudpickle.dumps((function, args))
-    if _METHOD == "forkserver": context.set_forkserver_preload(_PRELOAD)
+    content = cloudpickle.dumps((function, args))
     store, lines, processes = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), {}, []
     try:
         for rank in range(n):
-            ours, theirs = context.Pipe()
-            processes.append(context.Process(
-                target=ByValue(_play_rank), args=(content, rank, n, store.port, theirs), daemon=True))
+            ours, theirs = multiprocessing.Pipe()
+            processes.append(new_process(_play_rank, content, rank, n, store.port, theirs))
             processes[-1].start()
             theirs.close()
             lines[ours] = rank

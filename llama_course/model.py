@@ -235,9 +235,7 @@ class Llama(nn.Module):
     def forward(
         self,
         tokens: Tensor,  # these four: see `hidden`
-        positions: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache=None,
+        positions: Tensor | None = None, mask: Tensor | None = None, cache=None,
     ) -> Tensor:  # (B, T, V), the logits of the token after each
         return self.output(self.hidden(tokens, positions, mask, cache))
 

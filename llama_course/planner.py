@@ -86,7 +86,7 @@ def parameters(config: LlamaConfig) -> int:
     biases = of_attention + c.mlp_bias * (2 * c.hidden_dim + c.dim)
     return ends + c.n_layers * (block_matrices(c) + 2 * c.dim + biases) + c.dim
 
-
+# %% ../nbs/19_planner.ipynb #c009b
 LLAMAS = {  # the shapes of Llama 2 and 3 (arXiv 2307.09288, 2407.21783; the small ones: model cards)
     "Llama-2-7B": {"dim": 4096, "n_layers": 32, "n_heads": 32, "max_seq_len": 4096},
     "Llama-2-13B": {"dim": 5120, "n_layers": 40, "n_heads": 40, "max_seq_len": 4096},
@@ -286,7 +286,7 @@ def block_work(
         work["attention"][1] += attention
     return work
 
-
+# %% ../nbs/19_planner.ipynb #c041b
 def rates(
     gpu: GPU,
     shares: Shares = Shares(),
@@ -352,7 +352,7 @@ def step_seconds(
     step["allocator"] = crowded * layout.accumulate * 4 * P / t / shares.refill  # of each gather's buffer
     return step | {"optimizer": 32 * P / (layout.data * t) / rate["memory"]}
 
-
+# %% ../nbs/19_planner.ipynb #c042b
 def predict(
     row: PublishedRun,
     gpus: dict = GPUS,

@@ -23,6 +23,7 @@ from .checkpointing import apply_checkpointing
 from .data import Loader
 from .optimizer import clip_grad_norm, cosine_lr, make_optimizer
 from .support.options import option, options
+from .support.patch import patch
 
 # %% ../nbs/15_training.ipynb #c010
 @options
@@ -91,24 +92,27 @@ class Step:
         self.optimizer = make_optimizer(model, recipe.lr, weight_decay=recipe.weight_decay)
         self.loss_of = torch.compile(loss, dynamic=False) if recipe.compile else loss
 
-    def __call__(
-        self,
-        batch: Tensor,  # (B, T + 1)
-        lr: float,
-    ) -> tuple[float, float]:  # the loss in nats per token; the gradient's norm before clipping
-        parts, total = micro_batches(batch.to(self.device), self.recipe.micro_batch), 0.0
-        self.optimizer.zero_grad()
-        for i, (part, share) in enumerate(parts):
-            reduce_gradients(self.model, self.reduce == "each" or i == len(parts) - 1)
-            loss = share * self.loss_of(self.model, part, self.recipe.precision)
-            loss.backward()
-            total += loss.detach()
-        norm = clip_grad_norm(self.model.parameters(), self.recipe.clip)
-        if math.isfinite(norm):  # a step along a gradient that is no number would ruin the weights
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-        return total.item(), norm.item()
+# %% ../nbs/15_training.ipynb #c025b
+@patch
+def __call__(
+    self: Step,
+    batch: Tensor,  # (B, T + 1)
+    lr: float,
+) -> tuple[float, float]:  # the loss in nats per token; the gradient's norm before clipping
+    "One step on this batch at this learning rate."
+    parts, total = micro_batches(batch.to(self.device), self.recipe.micro_batch), 0.0
+    self.optimizer.zero_grad()
+    for i, (part, share) in enumerate(parts):
+        reduce_gradients(self.model, self.reduce == "each" or i == len(parts) - 1)
+        loss = share * self.loss_of(self.model, part, self.recipe.precision)
+        loss.backward()
+        total += loss.detach()
+    norm = clip_grad_norm(self.model.parameters(), self.recipe.clip)
+    if math.isfinite(norm):  # a step along a gradient that is no number would ruin the weights
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+    return total.item(), norm.item()
 
 
 # the rotary embedding is a complex product; that PyTorch calls its own routine for it is no fault
