@@ -3,6 +3,7 @@
 #   make lab     open the course in JupyterLab, with your own folder my/
 #   make test    check everything
 #   make docs    build the site into docs/_site
+#   make pdf     and print it as one PDF, docs/_pdf/llama_course.pdf (with Chromium)
 #   make slides  slides for a first lecture, into docs/_slides
 #   make bench   run the benchmarks
 #   make chapter N=08   check one chapter: export it, run it, its tests and its exercise
@@ -32,7 +33,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test docs slides bench chapter cluster mutants seeds update generate
+.PHONY: help demo lab test docs pdf slides bench chapter cluster mutants seeds update generate
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -71,6 +72,9 @@ test: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/build.py
+
+pdf: docs
+	$(BIN)/python docs/pdf.py
 
 slides: $(READY)
 	$(BIN)/python docs/slides.py $(ARGS)

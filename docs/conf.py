@@ -37,9 +37,11 @@ python_use_unqualified_type_names = True
 
 highlight_language = "none"  # a block that names no language is plain text
 
-# The line `git_url` of settings.ini brings every link to the repository; without it there is none.
+# The line `git_url` of settings.ini brings every link to the repository, `discuss_url` the one to
+# the place where people talk; without them there is none.
 repository = about.get("git_url", "").strip().rstrip("/")
 branch = about.get("branch", "main")
+discuss = about.get("discuss_url", "").strip()
 buttons = dict.fromkeys(("repository", "issues", "edit_page", "source"), bool(repository))
 
 html_theme = "sphinx_book_theme"
@@ -115,6 +117,10 @@ def fit_buttons(app, pagename, templatename, context, doctree):
     context["header_buttons"] = [
         group for group in context.get("header_buttons", []) if group.get("buttons") != []
     ]
+    if discuss:
+        words = {"tooltip": "Ask, answer, discuss", "icon": "fas fa-comments"}
+        button = {"type": "link", "url": discuss, "label": "discuss-button", **words}
+        context["header_buttons"].append(button)
 
 
 def search_scripts(app, pagename, templatename, context, doctree):

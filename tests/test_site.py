@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import http.server
+import importlib
 import io
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -21,6 +23,7 @@ from urllib.parse import quote
 
 import nbformat
 import pytest
+from pypdf import PdfReader
 from sphinx.util.inventory import InventoryFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -281,11 +284,87 @@ def test_the_site_says_what_it_is_to_machines(site):
     page = (site / "nbs/08_norm.html").read_text(encoding="utf-8")
     for mark in ('name="description"', 'property="og:image"', 'property="og:description"'):
         assert mark in page
-    for link in ("colab.research.google.com/github/", "mybinder.org/v2/", "/edit/main/nbs/08_norm"):
+    for link in (
+        "colab.research.google.com/github/",
+        "mybinder.org/v2/",
+        "/edit/main/nbs/08_norm",
+        "/llama_course/discussions",
+    ):
         assert link in page
     assert "MathJax" not in (site / "parts/data.html").read_text(encoding="utf-8")
     copy = json.loads((site / "_sources/nbs/08_norm.ipynb").read_text(encoding="utf-8"))
     assert copy == json.loads((ROOT / "nbs/08_norm.ipynb").read_text(encoding="utf-8"))
+
+
+def bookmarks(outline: list) -> list[str]:
+    "The bookmarks of a PDF, those below others too."
+    return [
+        title
+        for entry in outline
+        for title in (bookmarks(entry) if isinstance(entry, list) else [entry.title])
+    ]
+
+
+def test_the_pdf_has_the_pages_in_order_unfolded_with_bookmarks_and_links(
+    site, browser, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pdf = importlib.import_module("pdf")
+    names = {"parts/architecture": 1, "nbs/08_norm": 2, "docs/symbols": 1}
+    pdf.print_pages(browser, site, tmp_path / "two.pdf", names)
+    reader = PdfReader(tmp_path / "two.pdf")
+    pages = [" ".join(page.extract_text().split()) for page in reader.pages]
+    whole = " ".join(pages)
+    parts = [
+        "Rebuild the LLaMA paper",
+        "Contents Architecture",
+        "The smallest part of the model",
+        "def naive_rms_norm(",
+        'ax.set(title="The naive norm leaves its dtype',  # folded on the site
+        "The size of the input cancels",  # the answer to a question
+        "Three, in exercises/08_norm.ipynb",
+        "width of the model, the length of a token",
+    ]
+    places = [whole.find(part) for part in parts]
+    assert -1 not in places and places == sorted(places)
+    titles = bookmarks(reader.outline)
+    wanted = ["Architecture", "8. RMSNorm and pre-normalization", "Quiz", "Symbols"]
+    assert [title for title in titles if title in wanted] == wanted
+    # the number in the table of contents is that of the page with the title, and leads there
+    number = int(re.search(r"8\. RMSNorm and pre-normalization (\d+)", whole)[1])
+    assert "The smallest part of the model" in pages[number - 1]
+    goals = [
+        reader.get_destination_page_number(reader.named_destinations[note.get_object()["/Dest"]])
+        for note in reader.pages[1]["/Annots"]
+        if "/Dest" in note.get_object()
+    ]
+    assert goals[1] == number - 1
+
+
+def test_the_first_page_leads_to_the_pdf_once_it_is_there(site, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pdf = importlib.import_module("pdf")
+    home = shutil.copy(site / "index.html", tmp_path)
+    (tmp_path / "made.pdf").write_bytes(b"%PDF")
+    for count in (9, 612):  # the second is printed later
+        pdf.offer(tmp_path, tmp_path / "made.pdf", count)
+    page = home.read_text(encoding="utf-8")
+    assert page.count(f'href="{pdf.NAME}"') == 1 and "612 pages" in page
+    assert pdf.NAME not in (site / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / pdf.NAME).read_bytes() == b"%PDF"
+
+
+def test_without_their_lines_in_settings_no_link_leads_to_the_repository(tmp_path):
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "conf.py", tmp_path / "docs")
+    text = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    for there in (True, False):
+        (tmp_path / "settings.ini").write_text(text, encoding="utf-8")
+        conf = runpy.run_path(str(tmp_path / "docs" / "conf.py"))
+        context = {"header_buttons": []}
+        conf["fit_buttons"](None, "nbs/08_norm", "", context, None)
+        assert len(context["header_buttons"]) == there == conf["buttons"]["issues"]
+        text = re.sub(r"^(git|discuss)_url.*\n", "", text, flags=re.MULTILINE)
 
 
 def test_solutions_and_judges_are_not_on_the_site(site):
