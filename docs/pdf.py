@@ -109,9 +109,10 @@ def moved(
 def unfold(article: Tag):
     "Nothing can be opened on paper."
     for folded in article.find_all("details"):
-        folded["open"] = ""
         if "hide" in folded.get("class", []):  # its summary is a button: Show the code
             folded.summary.decompose()
+            folded.name = "div"
+        folded["open"] = ""
 
 
 def lower(article: Tag, by: int):
