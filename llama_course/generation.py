@@ -18,7 +18,6 @@ from numbers import Integral
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._inductor.compile_fx import compile_fx
 
 from .model import Llama
 from .support.errors import UserError
@@ -179,7 +178,7 @@ def compile_graph(graph: torch.fx.GraphModule, inputs: list):
             node.target = linear_of_one_row
         if node.target is operator.matmul: node.target = product_of_few_rows  # of the attention
     graph.recompile()
-    return compile_fx(graph, inputs)
+    return torch._dynamo.lookup_backend("inductor")(graph, inputs)  # takes seconds to import
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import COMMAND, ran, with_small_files
 
 from llama_course.command import cli, doctor
 from llama_course.files import load as files
@@ -304,22 +305,11 @@ def test_doctor(call):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits on files are POSIX")
 def test_a_full_disk(tmp_path):
-    import resource
-
     (tmp_path / "text.txt").write_text("".join(f"{i} {WORDS}" for i in range(5000)))
     for limit in (2_000, 60_000, 5_000_000):  # the tokenizer, a shard, a checkpoint do not fit
-        small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        arguments = [
-            "train",
-            tmp_path / "text.txt",
-            "--run",
-            tmp_path / str(limit),
-            "--steps",
-            "2",
-            "--vocab-size",
-            "320",
-        ]
-        done = subprocess.run([*BASE, *arguments], preexec_fn=small, capture_output=True, text=True)
+        words = ["train", tmp_path / "text.txt", "--run", tmp_path / str(limit)]
+        words += ["--steps", 2, "--vocab-size", 320]
+        done = ran(with_small_files, limit, *COMMAND, *words)
         last = done.stderr.splitlines()[-1]
         assert done.returncode == 2 and "cannot write" in last and "free some space" in last, (
             done.stderr

@@ -762,6 +762,7 @@ print(llama_course.__version__, llama_course.Tokenizer.__module__, "torch" in sy
 from llama_course import *
 for name in llama_course.__all__: globals()[name]
 print(load.__module__, llama_course.load is load, train.__module__)
+assert "torch._inductor.compile_fx" not in sys.modules  # the compiler takes seconds
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     version = re.search(r"^version = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1]

@@ -14,6 +14,7 @@ from random import Random
 import pytest
 import torch
 import torch.distributed as dist
+from forked import Forked, as_program
 
 from llama_course.collectives import spawn
 from llama_course.files.adapter import load_adapter
@@ -350,29 +351,26 @@ def words(s, *more):
     )
 
 
-def start(launch, s, *more):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", *launch, *words(s, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
+QUIET = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
-ALONE = ["llama_course.launch.finetuning"]
-TWO = [
-    "torch.distributed.run",
-    "--nproc-per-node",
-    "2",
-    "--rdzv-backend",
-    "c10d",
-    "--rdzv-endpoint",
-    "localhost:0",
-    "-m",
-    "llama_course.launch.finetuning",
-]
+ALONE = """
+from llama_course.launch.finetuning import MODULE, finetune_on_ranks
+from llama_course.launch.ranks import run_command
+run_command(MODULE, finetune_on_ranks)"""
+
+
+def start_alone(s):
+    "`python -m llama_course.launch.finetuning`."
+    return Forked(as_program, ALONE, *words(s), **QUIET)
+
+
+def start_two(s):
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    line += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    line += ["-m", "llama_course.launch.finetuning", *words(s)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, **pipes, env=os.environ | QUIET)
 
 
 def lines(out):
@@ -415,11 +413,11 @@ def test_it_learns_and_others_can_use_it(home, undisturbed):
 
 
 def test_killed_it_goes_on_to_the_same_end(home, undisturbed, tmp_path):
-    process = start(ALONE, s := settings(home, tmp_path / "run"))
+    process = start_alone(s := settings(home, tmp_path / "run"))
     while process.poll() is None and len(lines(s.out)) < 9:
         time.sleep(0.005)
     process.kill()
-    process.communicate(timeout=100)
+    process.communicate(timeout=280)
     assert 8 < len(lines(s.out)) < 16
     on_one_thread(s)
     assert lines(s.out) == lines(undisturbed)
@@ -428,17 +426,17 @@ def test_killed_it_goes_on_to_the_same_end(home, undisturbed, tmp_path):
 
 
 def test_stopped_on_one_rank_it_goes_on_with_two(home, undisturbed, tmp_path):
-    process = start(ALONE, s := settings(home, tmp_path / "run"))
+    process = start_alone(s := settings(home, tmp_path / "run"))
     while process.poll() is None and len(lines(s.out)) < 6:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=100)[1]
+    err = process.communicate(timeout=280)[1]
     assert (
         process.returncode == 130
         and "which is saved; the same command goes on" in err
         and "Traceback" not in err
     )
-    process = start(TWO, s)
+    process = start_two(s)
     err = process.communicate(timeout=280)[1]
     assert process.returncode == 0, err
     ours, theirs = (torch.tensor(lines(out), dtype=torch.float64) for out in (s.out, undisturbed))
@@ -501,8 +499,8 @@ def test_mistakes_are_one_sentence(changes, text, home, tmp_path):
 
 def test_mistakes_end_the_command_with_2(home, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"instruction": "a"}\n')
-    process = start(ALONE, settings(home, tmp_path / "out", data=(tmp_path / "bad.jsonl",)))
-    err = process.communicate(timeout=100)[1]
+    process = start_alone(settings(home, tmp_path / "out", data=(tmp_path / "bad.jsonl",)))
+    err = process.communicate(timeout=280)[1]
     assert (
         process.returncode == 2
         and "bad.jsonl, line 1," in err

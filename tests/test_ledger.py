@@ -1,18 +1,20 @@
 "The instrument: counts by hand, PyTorch's own counters, and what hooks do not see."
 
 import gc
-import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from llama_course.collectives import spawn
 from llama_course.support.ledger import FORMULAS, Counter, Ledger, ledger, saved_tensors, storages
 
 
@@ -213,63 +215,39 @@ def test_storages_of_views_and_trees():
 
 # ---------------------------------------------------------------- messages
 
-WORKER = """
-import json, sys, torch, torch.distributed as dist
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
-from torch.distributed.tensor.debug import CommDebugMode
-from torch.nn.parallel import DistributedDataParallel
-from llama_course.support.ledger import ledger
-rank, file = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
-mesh, found = init_device_mesh("cpu", (2,)), {}
-def note(name, function, *args):
-    function(*args), function(*args)  # DDP arranges its buckets after the first step
-    with CommDebugMode() as theirs: function(*args)
-    book = ledger(function, *args)
-    found[name] = book.collectives, theirs.get_total_counts()
-x = torch.ones(6, 8)
-ddp = DistributedDataParallel(nn.Linear(8, 4))
-note("ddp", lambda: ddp(x).sum().backward())
-note("all_reduce", lambda: dist.all_reduce(torch.ones(10)))
-note("gather", lambda: dist.all_gather([torch.empty(10), torch.empty(10)], torch.ones(10)))
-whole = lambda: DTensor.from_local(x, mesh, [Shard(0)]).redistribute(mesh, [Replicate()])
-note("dtensor", lambda: whole().to_local().sum())
-model = fully_shard(nn.Linear(8, 4, bias=False), mesh=mesh)
-note("fsdp", lambda: model(x).sum().backward())
-note("barrier", dist.barrier)
-if rank == 0: print(json.dumps(found))
-dist.destroy_process_group()
-"""
+
+def counted_twice():
+    "What the ledger says of some calls, and what PyTorch's own mode says."
+    mesh, found = init_device_mesh("cpu", (2,)), {}
+
+    def note(name, function):
+        function(), function()  # DDP arranges its buckets after the first step
+        with CommDebugMode() as theirs:
+            function()
+        found[name] = ledger(function).collectives, theirs.get_total_counts()
+
+    x = torch.ones(6, 8)
+    ddp = DistributedDataParallel(nn.Linear(8, 4))
+    note("ddp", lambda: ddp(x).sum().backward())
+    note("all_reduce", lambda: dist.all_reduce(torch.ones(10)))
+    note("gather", lambda: dist.all_gather([torch.empty(10), torch.empty(10)], torch.ones(10)))
+    whole = lambda: DTensor.from_local(x, mesh, [Shard(0)]).redistribute(mesh, [Replicate()])
+    note("dtensor", lambda: whole().to_local().sum())
+    model = fully_shard(nn.Linear(8, 4, bias=False), mesh=mesh)
+    note("fsdp", lambda: model(x).sum().backward())
+    note("barrier", dist.barrier)
+    return found
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
-def test_messages_between_two_processes(tmp_path):
-    script = tmp_path / "worker.py"
-    script.write_text(textwrap.dedent(WORKER))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=120) for rank in ranks]
-    finally:
-        [rank.kill() for rank in ranks]
-    assert ranks[0].returncode == ranks[1].returncode == 0, outputs[0][1] + outputs[1][1]
-    found = json.loads(outputs[0][0])
+def test_messages_between_two_processes():
+    found = spawn(counted_twice, 2)[0]
     expected = {
-        "ddp": {"all_reduce": [1, 4 * 36]},
-        "all_reduce": {"all_reduce": [1, 40]},
-        "gather": {"all_gather": [1, 80]},
-        "dtensor": {"all_gather": [1, 2 * 4 * 48]},
-        "fsdp": {"all_gather": [1, 4 * 32], "reduce_scatter": [1, 4 * 32]},
-        "barrier": {"barrier": [1, 0]},
+        "ddp": {"all_reduce": (1, 4 * 36)},
+        "all_reduce": {"all_reduce": (1, 40)},
+        "gather": {"all_gather": (1, 80)},
+        "dtensor": {"all_gather": (1, 2 * 4 * 48)},
+        "fsdp": {"all_gather": (1, 4 * 32), "reduce_scatter": (1, 4 * 32)},
+        "barrier": {"barrier": (1, 0)},
     }
     for name, counts in expected.items():
         assert found[name][0] == counts, (name, found[name])

@@ -3,14 +3,13 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import llama_course
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -520,9 +519,7 @@ def test_micro_batch_and_accumulate_make_the_batch():
 
 
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "llama_course", "plan", *arguments], capture_output=True, text=True
-    )
+    return llama_course("plan", *arguments)
 
 
 def test_the_command_prints_one_json_object():

@@ -3,14 +3,13 @@
 import importlib
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from scoring import REQUESTS, TEXT, expected, make_model, same
 
 from llama_course import likelihood, tasks
@@ -21,6 +20,7 @@ from llama_course.support.errors import UserError
 from llama_course.tasks import benchmarks
 from llama_course.tasks import rows as row_readers
 from llama_course.tasks.benchmarks import mmlu
+from llama_course.tasks.journal import Journal
 from llama_course.tasks.registry import TASKS, Task, find_task
 from llama_course.tasks.rows import (
     by_subject,
@@ -564,45 +564,43 @@ def test_scores_are_those_of_the_requests(tokenizer, model):
     assert all(name in score_table(result) for name in result["tasks"])
 
 
-CHILD = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-import test_tasks as t
-from llama_course.tasks.journal import Journal
-add = Journal.add
-def slow(self, records):
-    add(self, records)
-    print(len(records), flush=True)
-    time.sleep(0.05)
-Journal.add = slow
-tasks = [*t.CHOSEN, t.writing(own=Path(sys.argv[4]))]
-t.evaluate(t.make_model(), t.Tokenizer.load(sys.argv[1]), tasks, out=Path(sys.argv[2]), **t.HOW)
-"""
 PROMPTS = [{"q": q} for q in ("The cat", "A dog", "The big mat", "x")] * 6
 CHOSEN = ["arc_easy", "mmlu", "race_high"]
 HOW = dict(batch_tokens=300, progress=False)
 
 
+def evaluate_slowly(tokenizer, folder, own):
+    "In a process of its own: prints how many records each batch has added."
+    torch.set_num_threads(1)
+    add = Journal.add
+
+    def slow(self, records):
+        add(self, records)
+        print(len(records))
+        time.sleep(0.05)
+
+    Journal.add = slow
+    chosen = [*CHOSEN, writing(own=own)]
+    evaluate(make_model(), Tokenizer.load(tokenizer), chosen, out=folder, **HOW)
+
+
 def test_killed_it_goes_on_and_ends_with_the_same(tokenizer, model, tmp_path):
     own = tmp_path / "capital.jsonl"
     own.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
-    start = lambda folder: subprocess.Popen(
-        [sys.executable, "-c", CHILD, tokenizer.path, folder, Path(__file__).parent, own],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    process = start(tmp_path / "run")
-    before = sum(int(process.stdout.readline()) for _ in range(5))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     path = tmp_path / "run/items.jsonl"
+    start = lambda: Forked(evaluate_slowly, tokenizer.path, tmp_path / "run", own)
+    process = start()
+    while process.poll() is None and not (
+        path.exists() and len(path.read_bytes().splitlines()) > 9
+    ):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
     kept = path.read_bytes().splitlines()
-    assert len(kept) >= before > 0 and not (tmp_path / "run/results.json").exists()
+    assert len(kept) > 9 and not (tmp_path / "run/results.json").exists()
     with open(path, "ab") as file:
         file.write(b'{"task": "mmlu", "in')
-    process = start(tmp_path / "run")
+    process = start()
     after = sum(map(int, process.communicate()[0].split()))
     lines = path.read_bytes().splitlines()
     keys = [(r["task"], r["index"]) for r in map(json.loads, lines)]

@@ -1,14 +1,13 @@
 "A learner's own folder: nothing in it is ever lost, and the course's tests do not know of it."
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from forked import llama_course
 
 from llama_course.classroom import check, progress
 from llama_course.classroom.exercise import load_exercises
@@ -206,18 +205,8 @@ def test_a_right_answer_is_drawn_beside_the_target(course):
 # ---------------------------------------------------------------- the command
 
 
-def run(folder, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "llama_course", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
 def test_the_commands(tmp_path):
-    ran = run(tmp_path, "start", "01", "8", "--folder", "mine", "--json")
+    ran = llama_course("start", "01", "8", "--folder", "mine", "--json", folder=tmp_path)
     result = json.loads(ran.stdout)
     assert [Path(n["path"]).name for n in result["notebooks"]] == [
         "01_bigram.ipynb",
@@ -226,9 +215,9 @@ def test_the_commands(tmp_path):
     page = read(tmp_path / "mine" / "start.ipynb")
     nbformat.validate(nbformat.from_dict(page))
     assert "01_bigram.ipynb), rebuild" in page["cells"][0]["source"]
-    ran = run(tmp_path, "progress", "--folder", "mine")
+    ran = llama_course("progress", "--folder", "mine", folder=tmp_path)
     assert ran.returncode == 0 and "Next: " in ran.stdout, ran.stderr
-    ran = run(tmp_path, "progress")
+    ran = llama_course("progress", folder=tmp_path)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "start" in ran.stderr
 
 
