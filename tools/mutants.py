@@ -1,16 +1,18 @@
 """How well judges refuse wrong answers: `python tools/mutants.py 08 rope`, or `make mutants N=08`.
 
 Every solution is changed at one place (a comparison, an operation, a number, an argument, a line
-left out), and its judge is asked. A mutant that gets full points has survived: either the change
-changes nothing that the task promises, and then it stands with its reason in EQUIVALENT, or the
-judge has a hole. The exit status is 1 if fewer than 99.5 % of the others are refused. With
-`--table` the scores are put into docs/mutants.md, each chapter in its row.
+left out), and its judge is asked, up to the first fault that it finds. A mutant that gets full
+points has survived: either the change changes nothing that the task promises, and then it stands
+with its reason in EQUIVALENT, or the judge has a hole. The exit status is 1 if fewer than 99.5 % of
+the others are refused. With `--table` the scores are put into docs/mutants.md, a row per chapter.
 """
 
 import argparse
 import ast
 import contextlib
 import copy
+import datetime
+import functools
 import io
 import json
 import os
@@ -22,19 +24,28 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from llama_course.classroom.exercise import Exercise, load_exercises
-from llama_course.classroom.learner import check
+from llama_course.classroom.observation import observe
+from llama_course.classroom.surroundings import neutral
+from llama_course.classroom.trial import (
+    Findings,
+    Trial,
+    gradient_fault,
+    trial_of,
+    value_fault,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = ROOT / "tests/data/equivalent_mutants.toml"
 TABLE = ROOT / "docs/mutants.md"
 LEAST = 0.995
+FOLDER = "MUTANTS_FOLDER"  # in the environment: where mutants may write
 
 SWAPS: dict[type, tuple[type, ...]] = {
     ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,),
@@ -197,68 +208,177 @@ def mutants(solution: str) -> list[Mutant]:
     return [Mutant(change, source) for change, source in found.items()]
 
 
-def points(answer: Answer, source: str, exercise: Exercise, seconds: float) -> float:
-    "What the judge gives the changed solution, in a process of its own; 0 if it does not end."
+class Bench(NamedTuple):
+    "An exercise whose mutants are judged: what all of them share is made once."
+
+    exercise: Exercise
+    trial: Trial
+    space: dict  # what the notebook defines before the solution
+
+
+def bench(answer: Answer, exercise: Exercise) -> Bench:
+    "The truth of the cases, and the notebook up to the solution."
+    space: dict = {"display": lambda *args: None, "__name__": "__main__"}
+    with quiet():
+        exec(compile(answer.before, "before", "exec"), space)
+        with neutral():
+            trial = trial_of(exercise, 0)
+    return Bench(exercise, trial, space)
+
+
+def quiet() -> contextlib.ExitStack:
+    "Within it nothing is printed."
+    stack = contextlib.ExitStack()
+    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+    return stack
+
+
+def has_full_points(function: Callable, exercise: Exercise, trial: Trial) -> bool:
+    "Whether the judge finds nothing in any look; it ends at the first fault."
+    watch = functools.partial(observe, function, call=exercise.call)
+    findings, seen = Findings(trial, watch), []
+    with neutral():
+        for case in trial.cases:
+            now = watch(*case.args, wrt=exercise.where, cotangent=case.cotangent)
+            if value_fault(exercise, case, now):
+                return False
+            if "gradients" in exercise.points and gradient_fault(exercise, case, now):
+                return False
+            seen.append(now)
+        findings.seen = seen
+        looks = [look for look in ("cost", "laws") if look in exercise.points]
+        return not any(any(findings.faults(look)) for look in looks)
+
+
+def verdict(
+    bench: Bench,
+    source: str,
+    processor: float,  # seconds of the processor that it may take
+    wall: float,  # seconds on the clock, for code that waits
+) -> str:  # "passed", "refused" or "too slow"
+    "What the judge says of a changed solution, in a process of its own."
     readable, writable = os.pipe()
     child = os.fork()
     if not child:
         try:
             resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
-            os.chdir(tempfile.mkdtemp())
-            with (
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
-                space: dict = {"display": lambda *args: None, "__name__": "__main__"}
-                exec(compile(answer.before + "\n" + source, "mutant", "exec"), space)
-                report = check(space[exercise.name], exercise.name)
-            os.write(writable, b"1" if report.passed else b"0")
+            signal.setitimer(signal.ITIMER_PROF, processor)  # SIGPROF ends it
+            os.chdir(tempfile.mkdtemp(dir=os.environ[FOLDER]))
+            with quiet():
+                exec(compile(source, "mutant", "exec"), bench.space)
+                function = bench.space[bench.exercise.name]
+                passed = has_full_points(function, bench.exercise, bench.trial)
+            os.write(writable, b"1" if passed else b"0")
         finally:
             os._exit(0)
     os.close(writable)
+    said, status = b"", 0
     try:
-        ready = select.select([readable], [], [], seconds)[0]
-        said = os.read(readable, 1) if ready else b""
+        ready = select.select([readable], [], [], wall)[0]
+        said = os.read(readable, 1) if ready else b"?"
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        if said:
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
         os.close(readable)
-    return float(said == b"1")
+    if said == b"?" or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
+        return "too slow"
+    return "passed" if said == b"1" else "refused"
+
+
+HEAD = """# How well the judges refuse
+
+Every solution is changed at one place, and its judge is asked (`tools/mutants.py`). Of each exercise
+{most} changes are drawn by a seed, or all where there are fewer. A change that changes nothing that the
+task promises is *equivalent*: it has full points, and `tests/data/equivalent_mutants.toml` gives the
+reason. A change that survived is there with its reason, or the judge was mended; the share is of the
+changes that are not equivalent. `make mutants ARGS=--table` counts again and writes this page.
+
+| chapter | exercises | changes | equivalent | refused | counted |
+|---|---|---|---|---|---|
+"""
+
+
+class Score(NamedTuple):
+    "A chapter's counts."
+
+    exercises: int = 0
+    drawn: int = 0
+    equivalent: int = 0
+    refused: int = 0
+
+    @property
+    def survived(self) -> int:
+        "Changes that are neither refused nor known to be equivalent."
+        return self.drawn - self.equivalent - self.refused
 
 
 def write_table(
-    scores: dict[str, tuple[int, int, int]],  # chapter -> exercises, mutants tried, refused
-    most: int,  # mutants drawn of each exercise
+    scores: dict[str, Score],  # by chapter
+    most: int,  # changes drawn of each exercise
 ) -> None:
     "Puts the chapters' rows into the table; those of other chapters stay."
-    head = (
-        "# How well the judges refuse\n\nEvery solution is changed at one place, and its judge is "
-        "asked (`make mutants`, `tools/mutants.py`).\nChanges that change nothing that the task "
-        "promises are left out; `tests/data/equivalent_mutants.toml` gives the reason of each.\n\n"
-        "| chapter | exercises | mutants, drawn at random | refused | command |\n"
-        "|---|---|---|---|---|\n"
-    )
     rows = {}
     if TABLE.exists():
         lines = TABLE.read_text("utf-8").splitlines()
         rows = {line.split("|")[1].strip(): line for line in lines if line[2:4].isdigit()}
-    for chapter, (exercises, tried, refused) in scores.items():
-        command = f'`make mutants N={chapter[:2]} ARGS="--most {most}"`'
-        rows[chapter] = f"| {chapter} | {exercises} | {tried} | {refused} | {command} |"
-    counts = [[int(part) for part in row.split("|")[2:5]] for row in rows.values()]
-    exercises, tried, refused = (sum(column) for column in zip(*counts))
-    share = f"{refused / max(tried, 1):.2%}"
-    total = f"| all | {exercises} | {tried} | {refused} ({share}) | `make mutants` |"
-    TABLE.write_text(head + "\n".join([*(rows[c] for c in sorted(rows)), total]) + "\n", "utf-8")
+    for chapter, score in scores.items():
+        cells = (chapter, *score, datetime.date.today().isoformat())
+        rows[chapter] = f"| {' | '.join(map(str, cells))} |"
+    counts = [Score(*(int(part) for part in row.split("|")[2:6])) for row in rows.values()]
+    total = Score(*(sum(column) for column in zip(*counts)))
+    share = f"{total.refused / (total.drawn - total.equivalent):.2%}"
+    last = f"| all | {' | '.join(map(str, total))} ({share}) | |"
+    text = HEAD.format(most=most) + "\n".join([*(rows[c] for c in sorted(rows)), last]) + "\n"
+    TABLE.write_text(text, "utf-8")
+
+
+def survivors(
+    answer: Answer,
+    exercise: Exercise,
+    reasons: dict,  # (exercise, change) -> why it is equivalent
+    options: argparse.Namespace,
+) -> Score | None:
+    "The counts of one exercise, and a line for what survived; None if its own solution does."
+    began, ours = time.monotonic(), bench(answer, exercise)
+    before = time.process_time(), time.monotonic()
+    with quiet():
+        exec(compile(answer.solution, "solution", "exec"), ours.space)
+        right = has_full_points(ours.space[answer.name], exercise, ours.trial)
+    processor, wall = time.process_time() - before[0], time.monotonic() - before[1]
+    if not right:
+        print(f"{answer.name}: its own solution is refused", flush=True)
+        return None
+    limits = 1 + 8 * processor, max(options.seconds, 8 * wall)
+    every = mutants(answer.solution)
+    for _, change in {(n, c) for n, c in reasons if n == answer.name} - {
+        (answer.name, mutant.change) for mutant in every
+    }:
+        print(f"    no such change any more: {change}", flush=True)
+    random.Random(f"{options.seed} {answer.name}").shuffle(every)
+    drawn = every[: options.most]
+    some = [mutant for mutant in drawn if (answer.name, mutant.change) not in reasons]
+    said = [verdict(ours, mutant.source, *limits) for mutant in some]
+    alive = [mutant for mutant, word in zip(some, said) if word == "passed"]
+    score = Score(1, len(drawn), len(drawn) - len(some), len(some) - len(alive))
+    print(
+        f"{answer.name:24} {score.refused:4} of {len(some):4}, {score.equivalent:2} equivalent, "
+        f"{said.count('too slow')} too slow; {len(every)} in all; {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    for mutant in alive:
+        print(f"    {mutant.change}", flush=True)
+    return score
 
 
 def main() -> int:
     "The table of scores; 1 if the judges let too much pass."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("which", nargs="*", help="chapters (08) or exercises (rms_norm); none: all")
-    parser.add_argument("--most", type=int, default=40, help="mutants of each exercise")
-    parser.add_argument("--seconds", type=float, default=20, help="for one mutant")
-    parser.add_argument("--seed", type=int, default=0, help="which mutants are drawn")
+    parser.add_argument("--most", type=int, default=40, help="changes of each exercise")
+    parser.add_argument("--seconds", type=float, default=20, help="for one of them, if it waits")
+    parser.add_argument("--seed", type=int, default=0, help="which are drawn")
     parser.add_argument("--table", action="store_true", help="note the scores in docs/mutants.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -267,34 +387,25 @@ def main() -> int:
         (row["exercise"], row["change"]): row["reason"]
         for row in tomllib.loads(EQUIVALENT.read_text("utf-8")).get("equivalent", [])
     }
-    tried = refused = 0
-    scores: dict[str, tuple[int, int, int]] = {}
-    for path in sorted((ROOT / "solutions").glob("*.ipynb")):
-        for answer in answers(path):
-            if options.which and not {path.stem[:2], path.stem, answer.name} & set(options.which):
-                continue
-            began, exercise = time.monotonic(), exercises[answer.name]
-            if not points(answer, answer.solution, exercise, options.seconds):
-                print(f"{answer.name}: its own solution is refused", flush=True)
-                return 1
-            some = mutants(answer.solution)
-            random.Random(f"{options.seed} {answer.name}").shuffle(some)
-            some = [m for m in some if (answer.name, m.change) not in reasons][: options.most]
-            alive = [m for m in some if points(answer, m.source, exercise, options.seconds)]
-            tried, refused = tried + len(some), refused + len(some) - len(alive)
-            n, of, out = scores.get(path.stem, (0, 0, 0))
-            scores[path.stem] = n + 1, of + len(some), out + len(some) - len(alive)
-            took = time.monotonic() - began
-            print(
-                f"{answer.name:24} {len(some) - len(alive):3} of {len(some):3} {took:5.0f} s",
-                flush=True,
-            )
-            for mutant in alive:
-                print(f"    {mutant.change}", flush=True)
+    scores: dict[str, Score] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FOLDER] = folder
+        for path in sorted((ROOT / "solutions").glob("*.ipynb")):
+            for answer in answers(path):
+                names = {path.stem[:2], path.stem, answer.name}
+                if options.which and not names & set(options.which):
+                    continue
+                score = survivors(answer, exercises[answer.name], reasons, options)
+                if score is None:
+                    return 1
+                so_far = scores.get(path.stem, Score())
+                scores[path.stem] = Score(*(a + b for a, b in zip(so_far, score)))
     if options.table and scores:
         write_table(scores, options.most)
-    print(f"{refused} of {tried} mutants are refused: {refused / max(tried, 1):.2%}")
-    return int(refused < LEAST * tried)
+    total = Score(*(sum(column) for column in zip(*scores.values())))
+    asked = total.drawn - total.equivalent
+    print(f"{total.refused} of {asked} mutants are refused: {total.refused / max(asked, 1):.2%}")
+    return int(total.refused < LEAST * asked)
 
 
 if __name__ == "__main__":
