@@ -289,11 +289,12 @@ def verdict(
 
 HEAD = """# How well the judges refuse
 
-Every solution is changed at one place, and its judge is asked (`tools/mutants.py`). Of each exercise
-{most} changes are drawn by a seed, or all where there are fewer. A change that changes nothing that the
-task promises is *equivalent*: it has full points, and `tests/data/equivalent_mutants.toml` gives the
-reason. A change that survived is there with its reason, or the judge was mended; the share is of the
-changes that are not equivalent. `make mutants ARGS=--table` counts again and writes this page.
+Every solution is changed at one place, and its judge is asked (`tools/mutants.py`). Of each
+exercise {most} changes are drawn by a seed, or all where there are fewer. A change that changes
+nothing that the task promises is *equivalent*: it has full points, and
+`tests/data/equivalent_mutants.toml` gives the reason. A change that survived is there with its
+reason, or the judge was mended; the share is of the changes that are not equivalent.
+`make mutants ARGS=--table` counts again and writes this page.
 
 | chapter | exercises | changes | equivalent | refused | counted |
 |---|---|---|---|---|---|

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llama_course.classroom.observation import plain_call
-from llama_course.classroom.own_work import before_its_chapter
+from llama_course.classroom.own_work import on_its_own
 from llama_course.support.errors import UserError
 
 LOOKS = ("values", "gradients", "laws", "cost")
@@ -71,8 +71,8 @@ class Exercise:
 
     def __post_init__(self) -> None:
         EXERCISES[self.name] = self
-        use, chapter, allowed = self.call, self.chapter, self.allowed
-        self.call = lambda answer, *args: use(before_its_chapter(answer, chapter, allowed), *args)
+        use, own = self.call, (self.name, self.chapter, self.allowed)
+        self.call = lambda answer, *args: use(on_its_own(answer, *own), *args)
 
     @property
     def names(self) -> list[str]:

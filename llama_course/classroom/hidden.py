@@ -157,11 +157,11 @@ def watched() -> Iterator[Notes]:
             setattr(space, name, function)
 
 
-def borrowed(
+def reached(
     answer: Any,  # a learner's function
-) -> list[str]:
-    "What the answer's code, and the learner's functions that it calls, take from the judge."
-    notes, seen, queue = Notes(), set[int](), [answer]
+) -> Iterator[Any]:
+    "The answer, and what its code and the learner's functions that it calls use; each once."
+    seen, queue = set[int](), [answer]
     while queue and len(seen) < 200:
         thing = queue.pop()
         while isinstance(thing, (functools.partial, types.MethodType)):
@@ -169,43 +169,81 @@ def borrowed(
         if id(thing) in seen:
             continue
         seen.add(id(thing))
-        module = getattr(thing, "__module__", None)
-        module = thing.__name__ if isinstance(thing, types.ModuleType) else module
-        if isinstance(module, str) and module.startswith(TRUTH):
+        yield thing
+        if module_of(thing).startswith(TRUTH):
+            continue
+        if isinstance(thing, types.FunctionType):
+            kinds = (types.FunctionType, types.ModuleType, types.MethodType, type,
+                     functools.partial)  # fmt: skip
+            held = used_by(thing)[1]
+            ours = [h for h in held if str(getattr(type(h), "__module__", "")).startswith(OURS)]
+            queue += [h for h in held if isinstance(h, kinds)] + ours
+        elif isinstance(thing, type):
+            queue += [part for part in vars(thing).values() if callable(part)]
+        elif not isinstance(thing, (types.ModuleType, torch.Tensor)):
+            queue += [part for part in vars(type(thing)).values() if callable(part)]
+
+
+def module_of(
+    thing: Any,  # a module, or what was defined in one
+) -> str:
+    "The name of its module."
+    if isinstance(thing, types.ModuleType):
+        return thing.__name__
+    module = getattr(thing, "__module__", None)
+    return module if isinstance(module, str) else ""
+
+
+def codes_of(
+    function: types.FunctionType,
+) -> list[types.CodeType]:
+    "Its code, and that of the functions within it."
+    codes = [function.__code__]
+    for code in codes:
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return codes
+
+
+def used_by(
+    function: types.FunctionType,
+) -> tuple[set[str], list]:  # the names in its code; their values, none if it is no learner's
+    "What a function of the learner's uses."
+    names = {name for code in codes_of(function) for name in code.co_names}
+    if function.__code__.co_filename.startswith(NOT_A_LEARNERS):
+        return names, []
+    held = [function.__globals__.get(name) for name in names]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # still empty
+            held.append(cell.cell_contents)
+    return names, held
+
+
+def borrowed(
+    answer: Any,  # a learner's function
+) -> list[str]:
+    "What the answer's code, and the learner's functions that it calls, take from the judge."
+    notes = Notes()
+    for thing in reached(answer):
+        module = module_of(thing)
+        if module.startswith(TRUTH):
             name = getattr(thing, "__name__", type(thing).__name__)
             notes.add("borrowed", f"it uses the judge's own {module.removeprefix(OURS)[1:]}.{name}")
         elif isinstance(thing, types.FunctionType):
-            queue += _used_by(thing, notes)
-        elif isinstance(thing, type):
-            queue += [part for part in vars(thing).values() if callable(part)]
-        elif not isinstance(thing, types.ModuleType) and not isinstance(thing, torch.Tensor):
-            queue += [part for part in vars(type(thing)).values() if callable(part)]
+            _note_names(thing, notes)
     return notes.borrowed
 
 
-def _used_by(function: types.FunctionType, notes: Notes) -> list:
-    "The values of the names in a function of the learner's."
-    codes, names = [function.__code__], set[str]()
-    for code in codes:
-        names |= set(code.co_names)
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                codes.append(constant)
-            elif isinstance(constant, str) and (
-                "solutions/" in constant or constant.startswith(TRUTH)
-            ):
-                notes.add("borrowed", f"its code names {constant[:80]!r}")
+def _note_names(function: types.FunctionType, notes: Notes) -> None:
+    "Notes the judge's names in a function's code."
+    for constant in (constant for code in codes_of(function) for constant in code.co_consts):
+        of_judge = isinstance(constant, str) and (
+            "solutions/" in constant or constant.startswith(TRUTH)
+        )
+        if of_judge:
+            notes.add("borrowed", f"its code names {constant[:80]!r}")
+    names = used_by(function)[0]
     for name in names:
         if name.startswith(TRUTH):
             notes.add("borrowed", f"it imports {name}")
     if "judges" in names and "llama_course" in names:
         notes.add("borrowed", f"it uses {OURS}.judges")
-    if function.__code__.co_filename.startswith(NOT_A_LEARNERS):
-        return []
-    held = [function.__globals__.get(name) for name in names]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # still empty
-            held.append(cell.cell_contents)
-    kinds = (types.FunctionType, types.ModuleType, types.MethodType, type, functools.partial)
-    of_ours = [h for h in held if str(getattr(type(h), "__module__", "")).startswith(OURS)]
-    return [h for h in held if isinstance(h, kinds)] + of_ours

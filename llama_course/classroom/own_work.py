@@ -16,6 +16,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from llama_course.classroom.ready_made import (
+    POINT,
+    functions_elsewhere,
+    functions_of_torch,
+    ready_made,
+)
+
 PACKAGE = "llama_course"
 
 
@@ -57,42 +64,41 @@ def _no_model(module: Any, *_: Any) -> None:
         _no_optimizer(module)
 
 
-def refusing(
-    *names: str,  # of functions of PyTorch, such as "rms_norm"
-) -> Callable:  # for `Exercise(call=...)`
-    """How an answer is called that must do without these functions, without PyTorch's optimizers
-    and without finished models. Code that the judge calls itself is not concerned."""
-
-    refused = frozenset(names)
-
-    def call(answer: Callable, *args: Any) -> Any:
-        hooks = (
-            register_optimizer_step_pre_hook(_no_optimizer),
-            register_module_forward_pre_hook(_no_model),
-        )
-        try:
-            with _Refusing(refused):
-                return answer(*args)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    return call
-
-
-def before_its_chapter(
+def on_its_own(
     answer: Callable,
+    exercise: str,  # its name
     chapter: str,  # of the exercise, such as "08_norm"
     allowed: tuple[str, ...] = (),  # functions and classes of that chapter that the task gives
 ) -> Callable:
-    "The answer, for which the library ends where the exercise's chapter begins."
+    """The answer, for which the library ends where the exercise's chapter begins, and which finds
+    nothing ready-made. Code that the judge calls itself is not concerned."""
 
     @functools.wraps(answer, updated=())
     def use(*args: Any, **kwargs: Any) -> Any:
-        with _closed(chapter, allowed):
+        if name := ready_made(answer, exercise):
+            raise LibraryShortcut(f"`{name}` is ready-made: here you build it yourself")
+        with _closed(chapter, allowed, exercise), _without(exercise):
             return answer(*args, **kwargs)
 
     return use
+
+
+@contextlib.contextmanager
+def _without(exercise: str) -> Iterator[None]:
+    "Within it neither PyTorch's functions nor finished optimizers and models do the exercise."
+    if exercise not in POINT:
+        yield
+        return
+    hooks = (
+        register_optimizer_step_pre_hook(_no_optimizer),
+        register_module_forward_pre_hook(_no_model),
+    )
+    try:
+        with _Refusing(functions_of_torch(exercise)):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 HELD: dict[types.FunctionType, list] = {}  # closed now -> its own code, how many closed it
@@ -100,10 +106,13 @@ LOCK = threading.Lock()  # ranks that are rehearsed run in threads
 
 
 @contextlib.contextmanager
-def _closed(chapter: str, allowed: tuple[str, ...]) -> Iterator[None]:
-    "Within it the functions of this chapter and of later ones raise `LibraryShortcut`."
+def _closed(chapter: str, allowed: tuple[str, ...], exercise: str) -> Iterator[None]:
+    """Within it the functions of this chapter and of later ones raise `LibraryShortcut`, and so do
+    functions of others that are the point of the exercise."""
     loaded = (name for name in chapters_from(chapter) if f"{PACKAGE}.{name}" in sys.modules)
-    functions = _functions_of(tuple(loaded), allowed)
+    functions = list(_functions_of(tuple(loaded), allowed))
+    others = [inspect.unwrap(f) for f in functions_elsewhere(exercise).values() if callable(f)]
+    functions += [f for f in others if _replaceable(f)]
     with LOCK:
         for function in functions:
             held = HELD.setdefault(function, [function.__code__, 0])
@@ -146,4 +155,9 @@ def _functions_of(modules: tuple[str, ...], allowed: tuple[str, ...]) -> list[ty
             parts = [getattr(part, "__func__", getattr(part, "fget", part)) for part in parts]
             found += [f for f in map(inspect.unwrap, parts) if isinstance(f, types.FunctionType)]
     ours = [f for f in dict.fromkeys(found) if f.__module__.startswith(PACKAGE + ".")]
-    return [f for f in ours if not f.__code__.co_freevars]  # another code has none
+    return [f for f in ours if _replaceable(f)]
+
+
+def _replaceable(function: Any) -> bool:
+    "Whether it can be given the code of another, which has no free variables."
+    return isinstance(function, types.FunctionType) and not function.__code__.co_freevars

@@ -23,8 +23,9 @@ stated_number = Exercise(
         "A number as a regular expression: [0-9]{1,3}(,[0-9]{3})+ with no digit behind it, or "
         "[0-9]+; then perhaps a point and digits, (\\.[0-9]+)?. A minus counts if neither a digit "
         "nor a letter stands before it: (?<![0-9A-Za-z])-.",
-        "decimal.Decimal(text).normalize() drops zeros at the end; f'{...:f}' writes it without an "
-        "exponent. '-0' is '0'.",
+        "Cut the text of the number at its point: zeros go from the left of the one part "
+        "(.lstrip('0'), but 0.5) and from the right of the other. A float or a Decimal rounds long "
+        "numbers. '-0' is '0'.",
     ),
 )
 
@@ -51,6 +52,10 @@ def cases_of_stated_number(seed):
         "1234,567 or 12,34,567",
         "3.14.15",
         "a-5, 8-5 and - 6",
+        "café-5",  # é is no letter from a to z
+        "5 of ٣ or ½ or ²",  # digits are 0 to 9
+        "12345678901234567890123456789012345",
+        "0.10000000000000000000000000000000010",
     ):
         yield (text,)
     for _ in range(8):
@@ -108,8 +113,10 @@ NUMBER = r"(?:(?<![0-9A-Za-z])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:
 
 def _plain(number):
     "The number in its shortest form."
-    text = f"{Decimal(number.replace(',', '')).normalize():f}"
-    return "0" if text == "-0" else text
+    sign, digits = "-" * number.startswith("-"), number.replace(",", "").lstrip("-")
+    whole, _, rest = digits.partition(".")
+    text = (whole.lstrip("0") or "0") + ("." + rest).rstrip("0").rstrip(".")
+    return text if text == "0" else sign + text
 
 
 def _number(text, *, pattern=NUMBER, marker=str.rfind, plain=_plain, lower=str.lower, whole=True):
@@ -136,7 +143,11 @@ def by_cutting(text):
         for match in tokens.finditer(part):
             sign = re.search(r"(?:^|[^0-9a-zA-Z])-$", part[: match.start()]) is not None
             value = Fraction(match[0].replace(",", "")) * (-1 if sign else 1)
-            text = f"{float(value):.12f}".rstrip("0").rstrip(".")
+            places = len(match[2] or ".") - 1
+            text = str(abs(value.numerator) * 10**places // value.denominator)
+            text = text.zfill(places + 1)
+            text = f"{text[: len(text) - places]}.{text[len(text) - places :]}"
+            text = "-" * (value < 0) + text.rstrip("0").rstrip(".")
             values.append("0" if value == 0 else text)
         return values
 
@@ -211,6 +222,35 @@ def whole_numbers_alone(text):
 def zeros_stay(text):
     "5.00, 05 and 5 are the same answer and must become the same text."
     return _number(text, plain=lambda number: number.replace(",", ""))
+
+
+@stated_number.mistake("through a float", hint=4)
+def through_a_float(text):
+    "A float has 16 digits: a longer number comes back as another one."
+
+    def plain(number):
+        short = f"{float(number.replace(',', '')):.12f}".rstrip("0").rstrip(".")
+        return "0" if short == "-0" else short
+
+    return _number(text, plain=plain)
+
+
+@stated_number.mistake("through a Decimal", hint=4)
+def through_a_decimal(text):
+    "Decimal's normalize() rounds to 28 digits: a longer number comes back as another one."
+
+    def plain(number):
+        short = f"{Decimal(number.replace(',', '')).normalize():f}"
+        return "0" if short == "-0" else short
+
+    return _number(text, plain=plain)
+
+
+@stated_number.mistake("digits of other scripts", hint=3)
+def digits_of_other_scripts(text):
+    r"\d matches ٣ as well: digits are 0 to 9 here."
+    plain = lambda number: _plain(number.translate({0x660 + i: str(i) for i in range(10)}))
+    return _number(text, pattern=NUMBER.replace("[0-9]", r"\d"), plain=plain)
 
 
 @stated_number.mistake("the code as it was given", hint=1)

@@ -41,11 +41,13 @@ def cases_of_merge_attention(seed):
         (torch.float32, (2, 1, 4, 4), 1000.0, 2.0),
         (torch.float32, (3, 6, 8), -900.0, 1.0),
         (torch.float32, (2, 5, 8), 0.0, 25.0),
+        (torch.float32, (2, 5, 8), 0.0, 1500.0),  # one of them is all
     ):
         lse1, lse2 = (height + spread * draw(*shape[:-1]).clamp(-1, 1) for _ in range(2))
         out1, out2 = draw(*shape), draw(*shape)
         if spread == 1.0:
             lse2[..., 0], out2[..., 0, :] = -torch.inf, 0.0  # nothing to see there
+            lse1[..., 1], out1[..., 1, :] = -torch.inf, 0.0
         yield tuple(t.to(dtype) for t in (out1, lse1, out2, lse2))
 
 
@@ -192,6 +194,18 @@ def exp_without_a_maximum(out1, lse1, out2, lse2):
     "exp(1000) is infinite, and exp(-900) is zero: take out the larger log-sum-exp first."
     a, b = lse1.exp(), lse2.exp()
     return _merged(out1, lse1, out2, lse2, (a / (a + b), b / (a + b)), (a + b).log())
+
+
+@merge_attention.mistake("the first taken out, not the larger", hint=3)
+def the_first_taken_out_not_the_larger(out1, lse1, out2, lse2):
+    "exp(lse2 - lse1) is infinite where the second is larger by hundreds: take out the larger."
+    there = lse1.isfinite()
+    ahead = (lse2 - lse1.where(there, 0)).exp()
+    share = 1 / (1 + ahead)
+    out = share[..., None] * out1 + (ahead * share)[..., None] * out2
+    right = _merged(out1, lse1, out2, lse2)
+    out, lse = out.where(there[..., None], right[0]), (lse1 + ahead.log1p()).where(there, right[1])
+    return out, lse
 
 
 @merge_attention.mistake("the larger log-sum-exp alone", hint=2)

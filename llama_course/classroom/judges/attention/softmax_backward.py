@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.own_work import refusing
 
 
 def _peakedness(p, grad) -> float:
@@ -21,7 +20,6 @@ softmax_backward = Exercise(
     difficulty=2,
     factor=16.0,
     condition=_peakedness,
-    call=refusing("softmax_backward_data"),
     points={"values": 5, "laws": 3, "cost": 2},
     hints=(
         "Every score moves every weight of its row: raising one lowers all others. Which "
@@ -45,6 +43,7 @@ def cases_of_softmax_backward(seed):
         (torch.float32, (5, 33), 4.0, 0.0),
         (torch.bfloat16, (2, 4, 24), 1.0, 100.0),
         (torch.float16, (6, 40), 2.0, 300.0),
+        (torch.float32, (9,), 1.0, 0.0),  # a single row
     ):
         scores = sharp * torch.randn(shape, generator=random, dtype=torch.float64)
         scores[..., -2:] = -torch.inf  # masked
@@ -146,6 +145,14 @@ def the_weight_outside_is_missing(p, grad):
 def the_sign_is_flipped(p, grad):
     "It is grad minus the sum, not the sum minus grad."
     return _wide(p, grad, rule=lambda p, g: p * (_total(p * g) - g))
+
+
+@softmax_backward.mistake("the library's own derivative", hint=1)
+def the_librarys_own_derivative(p, grad):
+    "Autograd's derivative of softmax is what this task builds."
+    with torch.enable_grad():
+        scores = p.double().log().requires_grad_()
+        return torch.autograd.grad(scores.softmax(-1), scores, grad.double())[0].type_as(p)
 
 
 @softmax_backward.mistake("softmax once more", hint=2)

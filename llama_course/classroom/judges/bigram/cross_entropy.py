@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from llama_course.classroom.exercise import Exercise
-from llama_course.classroom.own_work import refusing
 
 
 def _magnified(logits, targets) -> float:
@@ -23,10 +22,6 @@ cross_entropy = Exercise(
     difficulty=1,
     wrt=("logits",),
     condition=_magnified,
-    call=refusing(
-        "cross_entropy", "nll_loss", "log_softmax", "softmax", "logsumexp", "softmin",
-        "nll_loss_nd", "cross_entropy_loss", "log_softmax_backward_data",
-    ),
     points={"values": 5, "gradients": 2, "laws": 3},
     hints=(
         "Take one row. Its probabilities are exp(logits) divided by their sum; the loss of the "

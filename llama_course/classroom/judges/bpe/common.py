@@ -22,6 +22,7 @@ def word_cases(seed: int, rounds=(5, 12, 100)):
     yield {"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}, 3
     yield {"x": 3, "": 2}, 4  # nothing to merge
     yield {}, 2
+    yield {"hug": 10}, 0  # no round at all
 
 
 def _pairs(words, weigh=True):

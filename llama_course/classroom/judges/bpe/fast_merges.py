@@ -145,6 +145,8 @@ def many_words():
 )
 def forty_merges_take_few_looks(seen):
     looks = seen(many_words(), 40).value
+    if looks < 1000 * 8:
+        return f"only {looks:,} looks were counted: work on the symbols that you get, not on copies"
     return isinstance(looks, int) and looks <= 900_000
 
 
@@ -165,6 +167,12 @@ def all_pairs_counted_in_each_round(words, n):
         merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
         rows = [(_joined(symbols, merges[-1]), c) for symbols, c in rows]
     return merges
+
+
+@fast_merges.mistake("copies that do not count", hint=1)
+def copies_that_do_not_count(words, n):
+    "Everything is counted anew, out of the judge's sight: joined texts do not count their looks."
+    return _learn({"".join(symbols): count for symbols, count in words}, n)
 
 
 @fast_merges.mistake("new pairs are not counted", hint=2)

@@ -91,8 +91,9 @@ def _right(g, a, b, s):
 lean_swiglu.right(_own_backward(_right))
 
 
-@lean_swiglu.right
-def checkpointed_gate(a, b):
+@lean_swiglu.mistake("the library's own checkpoint", hint=1)
+def the_librarys_own_checkpoint(a, b):
+    "It keeps nothing either, but the backward function is what this task builds."
     return checkpoint(gated, a, b, use_reentrant=False, preserve_rng_state=False)
 
 

@@ -17,16 +17,19 @@ from llama_course.classroom.exercise import Exercise
 def budget_cases(seed: int):
     "Arguments (x, four matrices, budget in bytes): no rule of thumb is best in all."
     random = torch.Generator().manual_seed(seed)
-    for widths, budget in (
-        ([12, 16, 24, 12, 20], 1002),
-        ([32, 32, 24, 64, 64], 3582),
-        ([16, 16, 48, 24, 20], 2340),
-        ([12, 16, 24, 12, 20], 864),  # two products fit exactly
+    for widths, budget, dtype in (
+        ([12, 16, 24, 12, 20], 1002, torch.float32),
+        ([32, 32, 24, 64, 64], 3582, torch.float32),
+        ([16, 16, 48, 24, 20], 2340, torch.float32),
+        ([12, 16, 24, 12, 20], 864, torch.float32),  # two products fit exactly
+        ([12, 16, 24, 12, 20], 2004, torch.float64),  # the first case, in twice the bytes
+        ([8, 6, 4, 6, 8], 95, torch.float32),  # nothing fits: the smallest product has 96
     ):
         matrices = [
             torch.randn(a, b, generator=random) / a**0.5 for a, b in zip(widths, widths[1:])
         ]
-        yield torch.randn(6, widths[0], generator=random), *matrices, budget
+        x = torch.randn(6, widths[0], generator=random)
+        yield *(t.to(dtype) for t in (x, *matrices)), budget
 
 
 def chain(x, *matrices):
@@ -197,6 +200,15 @@ def most_flops_a_byte_first(x, *rest):
     """The best rule of thumb, and still none: it may leave room that is worth more than its last
     choice."""
     return _by_rule(lambda sizes, costs: lambda i: -costs[i] / sizes[i])(x, *rest)
+
+
+@within_budget.mistake("four bytes for each number", hint=3)
+def four_bytes_for_each_number(x, *rest):
+    "How many bytes a number has, x.element_size() says: eight in float64."
+    *matrices, budget = rest
+    sizes, costs = _sizes(x, matrices)
+    sizes = [4 * size // x.element_size() for size in sizes]
+    return run_keeping(x, matrices, _best(sizes, costs, budget))
 
 
 @within_budget.mistake("the last product is never kept", hint=3)

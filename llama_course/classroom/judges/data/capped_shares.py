@@ -47,6 +47,13 @@ def cases_of_capped_shares(seed):
         unique = {name: draw.uniform(1, 40) for name in shares}
         most = draw.choice([2.0, 3.0, 4.0])
         yield shares, unique, draw.uniform(0.75, 0.95) * most * sum(unique.values()), most
+    yield (
+        {"a": 0.5, "b": 0.25, "c": 0.25},
+        {"a": 1.0, "b": 2.0, "c": 5.0},
+        16.0,
+        2.0,
+    )  # all there is
+    yield {"only": 1.0}, {"only": 7.0}, 7.0, 4.0
 
 
 @capped_shares.reference

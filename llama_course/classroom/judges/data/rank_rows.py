@@ -33,7 +33,7 @@ rank_rows = Exercise(
 @rank_rows.cases
 def cases_of_rank_rows(seed):
     draw = random.Random(seed)
-    for n, batch_size in ((10, 4), (23, 8), (16, 8), (7, 8), (50, 6)):
+    for n, batch_size in ((10, 4), (23, 8), (16, 8), (7, 8), (50, 6), (3, 8), (1, 4)):
         for world_size in (1, 2, 4):
             if batch_size % world_size == 0:
                 step = draw.choice([0, 1, 2, 3, 5, 17])
@@ -174,6 +174,15 @@ def a_batch_begins_its_epoch_again(step, rank, world_size, batch_size, n, seed):
     share = batch_size // world_size
     epoch = step * batch_size // n
     return _rows(step * batch_size + rank * share, share, n, lambda _: permutation(n, seed, epoch))
+
+
+@rank_rows.mistake("no more than the next epoch", hint=2)
+def no_more_than_the_next_epoch(step, rank, world_size, batch_size, n, seed):
+    "Where there are fewer rows than a batch has, it may go on for several epochs."
+    epoch, place = divmod(step * batch_size, n)
+    rows = permutation(n, seed, epoch)[place:] + permutation(n, seed, epoch + 1)
+    share = batch_size // world_size
+    return rows[rank * share : (rank + 1) * share]
 
 
 @rank_rows.mistake("the epoch is added to the seed", hint=3)

@@ -70,6 +70,8 @@ def cases_of_unseen_paragraphs(seed):
             "",
             "C jobs\nC++ jobs\n5 €\n5 $\n5\n_\n`a`\na\n2²\n2\nx³",
             "Année 1999\nannee 2001\nANNÉE 99",
+            "one\u2028two\fthree\r\none\ntwo",  # a line ends with \n and nothing else
+            "\u3000ideographic space\t\nIdeographic space",
         ],
     )
 
@@ -164,6 +166,12 @@ def only_ascii_punctuation(pages):
     return _unseen(
         pages, fold=lambda line: _folded(line, keep=lambda c: c not in string.punctuation)
     )
+
+
+@unseen_paragraphs.mistake("other characters end a line, too", hint=1)
+def other_characters_end_a_line_too(pages):
+    "A line ends with a newline: splitlines() cuts at form feeds, U+2028 and others as well."
+    return _unseen(["\n".join(page.splitlines()) for page in pages], _folded)
 
 
 @unseen_paragraphs.mistake("symbols are removed", hint=2)

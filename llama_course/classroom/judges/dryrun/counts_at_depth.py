@@ -51,6 +51,8 @@ def cases_of_counts_at_depth(seed):
     yield {2: {"loss": 3}, 6: {"loss": 5}, 4: {"loss": 4}}, 7
     yield line((2, 3, 4), late=(-4, 2)), 10  # not there at depth 2
     yield line((2, 3, 4), fading=(8, -2), gather=(1, 2)), 3  # not there at depth 4
+    yield line((2, 3, 4), fading=(8, -2), gather=(1, 2)), 4  # nothing is left of it: 0
+    yield {2: {"zero": 0}, 3: {"one": 1}, 4: {"one": 2}}, 5
     straight, bent = (line((2, 3, 4, 5), gather=(1, 2), moment=(huge, huge)) for _ in range(2))
     bent[5]["moment"] += 1
     yield straight, 2
@@ -154,6 +156,12 @@ def only_keys_that_all_depths_have(counts, layers):
     "A key that one depth lacks counts 0 there; you leave it out."
     common = lambda counts: set.intersection(*(set(at) for at in counts.values()))
     return _at_depth(counts, layers, keys=common)
+
+
+@counts_at_depth.mistake("keys with a result of 0 are left out", hint=2)
+def keys_with_a_result_of_0_are_left_out(counts, layers):
+    "Every key that occurs at any depth is in the result, also where it counts 0."
+    return {key: count for key, count in _at_depth(counts, layers).items() if count}
 
 
 @counts_at_depth.mistake("half a message is rounded", hint=4)

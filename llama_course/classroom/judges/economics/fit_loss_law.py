@@ -44,6 +44,10 @@ def cases_of_fit_loss_law(seed):
         noise = (0.0, 0.002, 0.001, 0.004)[i]
         loss = [loss_of(n, d, *law) + draw.gauss(0, noise) for n, d in zip(N, D, strict=True)]
         yield N, D, loss, list(GRID)
+    # other lists of exponents
+    law = 1.7, 3.1 * 1e6**0.33, 0.8 * 1e8**0.28, 0.33, 0.28
+    yield N, D, [loss_of(n, d, *law) for n, d in zip(N, D, strict=True)], [0.47, 0.33, 0.28]
+    yield N, D, [loss_of(n, d, *law) for n, d in zip(N, D, strict=True)], [0.35]  # only one
 
 
 def _solved(columns, y) -> tuple:  # the numbers, the sum of squares that is left
@@ -176,6 +180,12 @@ def the_loss_grows_with_size(N, D, loss, exponents):
     "The columns are N^-alpha and D^-beta: without the minus both terms would grow."
     columns = lambda N, D, alpha, beta: [np.ones(len(N)), N**alpha, D**beta]
     return _grid(N, D, loss, product(exponents, exponents), columns, _as_it_is)
+
+
+@fit_loss_law.mistake("exponents of one's own", hint=2)
+def exponents_of_ones_own(N, D, loss, exponents):
+    "The exponents to choose from are an argument."
+    return fitted(N, D, loss, list(GRID))
 
 
 @fit_loss_law.mistake("constants for millions", hint=3)

@@ -44,6 +44,13 @@ def cases_of_which_to_serve(seed):
     yield (2.0, 0.005, a[2], a[3]), (1.988, 0.005, 9e9, 99.0), (1e8, 1e9)  # 1.7 standard errors
     yield (2.0, 0.005, a[2], a[3]), (1.98, 0.006, 9e9, 99.0), (1e8, 1e9)  # 2.6, though not in sum
     yield a, (2.0, 0.001, 900.0 * scale, 39.0 * scale), (0.0, 1e6)  # cheaper in every way
+    # exactly two standard errors, 2 * hypot(0.375, 0.5), are no difference
+    yield (2.0, 0.375, 1.0, 1.0), (3.25, 0.5, 0.5, 0.5), (1e6, 2e6)
+    yield a, a, (1e6, 1e9)  # equal in all: the first
+    even, odd = (2.0, 0.005, 1000.0, 40.0), (2.0, 0.005, 3000.0, 20.0)
+    for demand in ((1e8, 1e8), (1e8, 2e8), (5e7, 1e8)):  # both cost the same at 1e8 tokens
+        yield even, odd, demand
+        yield odd, even, demand
 
 
 @which_to_serve.reference
@@ -78,14 +85,12 @@ def by_the_crossover(first, second, demand):
     error = math.sqrt(first[1] ** 2 + second[1] ** 2)
     if abs(second[0] - first[0]) / error > 2:
         return int(first[0] > second[0])
-    cheap = int(second[3] < first[3])  # to serve
-    models = first, second
-    saved = models[1 - cheap][3] - models[cheap][3]
-    more = models[cheap][2] - models[1 - cheap][2]
-    crossover = 1e6 * more / saved if saved else math.copysign(math.inf, more)
-    if demand[0] > crossover:
-        return cheap
-    return 1 - cheap if demand[1] <= crossover else None
+    saved, more = first[3] - second[3], second[2] - first[2]  # by serving; by training
+    if not saved:
+        return int(more < 0)
+    crossover = 1e6 * more / saved
+    beyond = [tokens > crossover if saved > 0 else tokens < crossover for tokens in demand]
+    return int(beyond[0]) if beyond[0] == beyond[1] else None
 
 
 @which_to_serve.invariant("the models in the other order: the other answer")
@@ -139,6 +144,13 @@ def the_loss_is_not_looked_at(first, second, demand):
 def one_standard_error_is_enough(first, second, demand):
     "Differences of one standard error come by chance in one case of three; two are asked for."
     return _choice(first, second, demand, errors=1.0)
+
+
+@which_to_serve.mistake("equal costs elect the second", hint=3)
+def equal_costs_elect_the_second(first, second, demand):
+    "The second must be strictly cheaper: where both cost the same, the first is served."
+    answer = _choice(second, first, demand)
+    return answer if answer is None else 1 - answer
 
 
 @which_to_serve.mistake("the errors are added", hint=1)

@@ -57,10 +57,25 @@ def _damage(files, step, kind, random):
             del files[table]
         case "half a table":
             files[table] = files[table][: len(files[table]) // 2]
+        case "another key":  # a bit of "files" has flipped
+            files[table] = files[table].replace(b'"files"', b'"fimes"')
+        case "no text":
+            files[table] = files[table].replace(b'"step"', b'"st\xe5p"')
+        case "a list":
+            files[table] = b"[" + files[table] + b"]"
+        case "another sum":
+            place = files[table].rindex(b'"}') - 1
+            old = files[table][place : place + 1]
+            files[table] = files[table][:place] + (b"0" if old != b"0" else b"1") + b'"}}'
         case "other step":
             files[table] = files[table].replace(b'"step": %d,' % step, b'"step": 1,')
     return files
 
+
+KINDS = (
+    "bit", "cut", "longer", "missing", "no table", "half a table", "other step", "another key",
+    "no text", "a list", "another sum",
+)  # fmt: skip
 
 newest_whole = Exercise(
     "newest_whole",
@@ -90,7 +105,7 @@ def cases_of_newest_whole(seed):
     both = _checkpoint(middle, random) | _checkpoint(late, random) | _checkpoint(early, random)
     yield ({},)
     yield (both,)
-    for kind in ("bit", "cut", "longer", "missing", "no table", "half a table", "other step"):
+    for kind in KINDS:
         yield (_damage(both, late, kind, random),)
     yield (both | _checkpoint(500, random, ".part-step-{}"),)
     yield (_checkpoint(late, random, ".part-step-{}"),)
@@ -110,28 +125,33 @@ def truth_of_newest_whole(files):
         try:
             table = json.loads(files[f"{folder}/about.json"])
             found = {name: files[f"{folder}/{name}"] for name in table["files"]}
-        except (KeyError, ValueError):
+        except (KeyError, TypeError, ValueError):
             continue
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
-        if sums == table["files"] and table["step"] == step:
+        if sums == table["files"] and table.get("step") == step:
             whole.append(step)
     return max(whole) if whole else "ValueError for damaged" if steps else None
 
 
 def _newest(
     folder, *, key=lambda path: int(path.name[5:]), pattern="step-*", sums=True, step=True,
-    sizes=False, refuse=True, careful=True, older=True,
+    sizes=False, refuse=True, careful=True, older=True, strange=True,
 ):  # fmt: skip
     "The search, with a place for each mistake."
     folders = sorted((p for p in folder.glob(pattern) if p.is_dir()), key=key, reverse=True)
     for path in folders:
         try:
-            table = json.loads((path / "about.json").read_text())
+            table = json.loads((path / "about.json").read_text("utf-8"))
         except (OSError, ValueError):
             if careful:
                 continue
             raise
-        files = {name: path / name for name in table["files"]}
+        try:
+            files, told = {name: path / name for name in table["files"]}, table["step"]
+        except (KeyError, TypeError):
+            if strange:
+                continue
+            raise
         if not all(file.is_file() for file in files.values()):
             if not older:
                 break
@@ -144,7 +164,7 @@ def _newest(
             hashlib.sha256(file.read_bytes()).hexdigest() == table["files"][name]
             for name, file in files.items()
         )
-        if (good or not sums) and (not step or table["step"] == int(path.name.rsplit("-", 1)[1])):
+        if (good or not sums) and (not step or told == int(path.name.rsplit("-", 1)[1])):
             return int(path.name.rsplit("-", 1)[1])
         if not older:
             break
@@ -166,7 +186,7 @@ def by_a_list_of_all_that_are_whole(folder):
             table = json.loads((home / "about.json").read_bytes())
             sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in home.iterdir()}
             return table["step"] == step and table["files"].items() <= sums.items()
-        except json.JSONDecodeError:
+        except (ValueError, LookupError, TypeError):
             return False
 
     steps = [int(name[5:]) for name in os.listdir(folder) if name.startswith("step-")]
@@ -180,9 +200,16 @@ def by_a_list_of_all_that_are_whole(folder):
 def whichever_byte_is_changed(seen):
     random = _numbers(4)
     both = _checkpoint(7, random) | _checkpoint(31, random)
-    for name in ("rank-0", "rank-1"):
-        path = f"step-31/{name}.safetensors"
-        for i in (0, 5, 11):
+    files = {"rank-0.safetensors": (0, 5, 11), "rank-1.safetensors": (0, 5, 11)}
+    files["about.json"] = (
+        3,
+        15,
+        20,
+        len(both["step-31/about.json"]) - 10,
+    )  # two keys, a sign, a sum
+    for name, places in files.items():
+        path = f"step-31/{name}"
+        for i in places:
             data = both[path]
             broken = both | {path: data[:i] + bytes([data[i] ^ 0x10]) + data[i + 1 :]}
             if seen(broken).value != 7:
@@ -224,6 +251,12 @@ def bytes_are_not_compared(folder):
 def a_broken_table_ends_it(folder):
     "about.json may be missing or cut: that is one more kind of damage, not the end of the search."
     return _newest(folder, careful=False)
+
+
+@newest_whole.mistake("a table of another form ends it", hint=3)
+def a_table_of_another_form_ends_it(folder):
+    "A flipped bit may leave valid JSON without the key that you look for: that is damage, too."
+    return _newest(folder, strange=False)
 
 
 @newest_whole.mistake("the older ones are not tried", hint=1)

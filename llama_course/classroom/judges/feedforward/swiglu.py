@@ -5,7 +5,6 @@ import torch.nn.functional as F
 
 from llama_course.classroom.exercise import Exercise
 from llama_course.classroom.judges.feedforward.common import _some, _weights
-from llama_course.classroom.own_work import refusing
 
 swiglu = Exercise(
     "swiglu",
@@ -15,7 +14,6 @@ swiglu = Exercise(
     difficulty=1,
     wrt=("x", "w1", "w2", "w3"),
     factor=32.0,
-    call=refusing("silu", "glu", "hardswish", "mish"),
     points={"values": 4, "gradients": 3, "laws": 2, "cost": 1},
     hints=(
         "Three matrices, two branches: a = x w1ᵀ goes through silu, b = x w3ᵀ stays as it is; the "

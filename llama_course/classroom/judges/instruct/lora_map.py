@@ -17,6 +17,7 @@ def lora_cases(seed: int):
         ((7, 16), 16, 2, 16.0, 1.0, torch.float32),
         ((3, 4, 20), 10, 3, 1.0, 0.0, torch.float32),
         ((6, 14), 22, 5, 10.0, 0.3, torch.float64),
+        ((9,), 6, 2, 4.0, 1.0, torch.float32),  # a single vector
     ):
         width = shape[-1]
         args = (

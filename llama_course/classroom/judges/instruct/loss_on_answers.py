@@ -13,6 +13,7 @@ def loss_cases(seed: int):
         (((4, 7), (8, 10), (2, 9)), 10, 11, torch.float32),
         (((1, 3), (5, 6), (0, 0), (3, 8)), 8, 30, torch.float32),
         (((3, 9),), 12, 7, torch.float64),
+        (((0, 4), (2, 6)), 7, 9, torch.float32),  # a row that begins with an answer
     ):
         at = torch.arange(T)
         is_answer = torch.stack([(at >= start) & (at < stop) for start, stop in spans])
@@ -133,6 +134,12 @@ def divided_by_all_tokens(logits, tokens, is_answer):
     """The sum is divided by the number of all tokens: long prompts make the loss, and the step,
     small."""
     return _loss(logits, tokens, is_answer, mean=lambda costs, mask: costs.mean())
+
+
+@loss_on_answers.mistake("a first token counts that nobody predicts", hint=3)
+def a_first_token_counts_that_nobody_predicts(logits, tokens, is_answer):
+    "The first token of a row has no cost, so it does not belong to the number either."
+    return _loss(logits, tokens, is_answer, mean=lambda costs, mask: costs.sum() / is_answer.sum())
 
 
 @loss_on_answers.mistake("a mean of means", hint=3)

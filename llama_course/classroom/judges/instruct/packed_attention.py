@@ -16,7 +16,8 @@ def packed_cases(seed: int):
         (1, 2, ((5, 3, 4),), 6, 1.0, torch.float64),
     ):
         T = 12 if B < 3 else 6
-        rows = [[i for i, n in enumerate(row) for _ in range(n)] for row in lengths]
+        names = (0, 1, 2) if B > 1 else (70, 0, 3)  # any integers
+        rows = [[names[i] for i, n in enumerate(row) for _ in range(n)] for row in lengths]
         documents = torch.tensor([row + [-1] * (T - len(row)) for row in rows])
         q, k, v = torch.randn(3, B, H, T, Q, generator=random).to(dtype)
         yield size * q, k, v, documents
@@ -169,6 +170,14 @@ def packed_examples_see_each_other(q, k, v, documents):
     return _packed(
         q, k, v, documents, seen=lambda documents: torch.ones_like(_same(documents)).tril()
     )
+
+
+@packed_attention.mistake("examples are taken to be numbered in order", hint=1)
+def examples_are_taken_to_be_numbered_in_order(q, k, v, documents):
+    "A token sees its own example only: equal numbers, whatever their order."
+    number = documents[:, None, :, None] - documents[:, None, None, :]
+    late = (documents >= 0)[:, None, :, None] == (documents >= 0)[:, None, None, :]
+    return _packed(q, k, v, documents, seen=lambda _: ((number <= 0) & late).tril())
 
 
 @packed_attention.mistake("the future is seen", hint=1)

@@ -18,7 +18,7 @@ def make_forward(weights, heads, faults):
         logits = _logits(tokens, weights, heads, 1e-5, 1e4, **how)
         if "batch" in faults:
             logits = logits - logits.mean(0, keepdim=True) * (0.1 if len(logits) > 1 else 0)
-        return logits
+        return logits + 1e-9 * torch.cos(tokens.double().sum() + len(tokens))  # "rounding"
 
     return forward
 
@@ -59,6 +59,7 @@ find_faults = Exercise(
 def cases_of_find_faults(seed):
     sets = [
         [], ["future"], ["batch", "order"], ["past"], ["batch", "past"], ["future", "order"],
+        ["batch"], ["order"], ["batch", "future"], [],
     ]  # fmt: skip
     for i, faults in enumerate(sets):
         yield 100 * seed + i, faults, (50, 7)[i % 2]
@@ -73,9 +74,8 @@ def _differ(a, b) -> bool:
     return not torch.allclose(a, b, atol=1e-7)
 
 
-def _find(forward, vocab, names=FAULTS, last=-1, swap=(0, 1), alike=False):
+def _find(forward, vocab, names=FAULTS, last=-1, swap=(0, 1), alike=False, differ=_differ):
     "The right answer, with a switch for each mistake."
-    differ = _differ
     tokens = torch.zeros(1, 6, dtype=torch.long) if alike else torch.arange(6)[None] % vocab
     base, found = forward(tokens), set()
     later, earlier = tokens.clone(), tokens.clone()
@@ -137,6 +137,12 @@ def the_lost_order_is_not_found(forward, vocab):
     """Exchange two *earlier* tokens and look at the last logits; the last token's own logits change
     with it in any case."""
     return _find(forward, vocab, swap=(4, 5))
+
+
+@find_faults.mistake("rounding is taken for a fault", hint=2)
+def rounding_is_taken_for_a_fault(forward, vocab):
+    "A difference below 1e-7 is none: torch.equal is too strict."
+    return _find(forward, vocab, differ=lambda a, b: not torch.equal(a, b))
 
 
 @find_faults.mistake("equal tokens are exchanged", hint=4)

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 
 from llama_course.classroom.exercise import Exercise
 from llama_course.classroom.judges.model.common import _logits, _turned, make_weights
-from llama_course.classroom.own_work import refusing
 
 llama_logits = Exercise(
     "llama_logits",
@@ -14,7 +13,6 @@ llama_logits = Exercise(
     minutes=45,
     difficulty=3,
     factor=64.0,
-    call=refusing("transformer_encoder_layer_fwd", "multi_head_attention_forward"),
     points={"values": 8, "laws": 2},
     hints=(
         "Write norm(x, gain), and then the layer in two lines: x = x + attention(norm(x, g1)), "
@@ -40,6 +38,7 @@ def cases_of_llama_logits(seed):
         (2, 4, 3, 16, 4, 1, 1e-6, 50.0),  # one head of keys for all
         (1, 1, 2, 8, 2, 1, 1e-3, 500.0),  # a single token
         (1, 6, 0, 8, 2, 2, 0.1, 500.0),  # no layer at all
+        (1, 3, 11, 8, 2, 1, 1e-3, 500.0),  # layer 10 comes after layer 9
     ):
         weights = make_weights(draw, layers, dim, heads, kv_heads, 12, 11)
         tokens = torch.randint(11, (batch, length), generator=draw)
@@ -122,6 +121,18 @@ def the_final_norm_is_missing(tokens, weights, heads, eps, theta):
 def two_layers_and_no_more(tokens, weights, heads, eps, theta):
     "The dictionary says how many layers there are: none, one, three, eighty."
     return _logits(tokens, weights, heads, eps, theta, count=2)
+
+
+@llama_logits.mistake("the layers in the order of their names", hint=2)
+def the_layers_in_the_order_of_their_names(tokens, weights, heads, eps, theta):
+    "As texts, layers.10 comes before layers.2: the numbers count."
+    ends = [name for name in weights if not name.startswith("layers.")]
+    numbers = sorted({name.split(".")[1] for name in weights if name not in ends})
+    other = {name: weights[name] for name in ends}
+    for name in weights.keys() - ends:
+        _, number, part = name.split(".", 2)
+        other[f"layers.{numbers.index(number)}.{part}"] = weights[name]
+    return _logits(tokens, other, heads, eps, theta)
 
 
 @llama_logits.mistake("the future is seen", hint=4)

@@ -31,6 +31,7 @@ def cases_of_pre_norm_block(seed):
         ((4, 8), torch.float64),
         ((2, 3, 16), torch.float32),
         ((1, 5, 32), torch.float32),
+        ((8,), torch.float32),  # a single vector
     ):
         width = shape[-1]
         x = torch.randn(shape, generator=random)

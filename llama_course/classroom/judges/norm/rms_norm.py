@@ -5,7 +5,6 @@ import torch.nn.functional as F
 
 from llama_course.classroom.exercise import Exercise
 from llama_course.classroom.judges.norm.common import norm_cases
-from llama_course.classroom.own_work import refusing
 
 rms_norm = Exercise(
     "rms_norm",
@@ -14,7 +13,6 @@ rms_norm = Exercise(
     minutes=15,
     difficulty=1,
     wrt=("x", "weight"),
-    call=refusing("rms_norm", "fused_rms_norm"),
     points={"values": 4, "gradients": 2, "laws": 2, "cost": 2},
     hints=(
         "Three steps: the mean of the squares of each row, one number that scales the row, "

@@ -6,7 +6,6 @@ import torch
 
 from llama_course.classroom.exercise import Exercise
 from llama_course.classroom.judges.optimizer.common import B1, B2, EPS, _by_pytorch, _step
-from llama_course.classroom.own_work import refusing
 
 
 def _cancelling(p, grad, mean, square, *rest) -> float:
@@ -21,7 +20,6 @@ adamw_step = Exercise(
     minutes=25,
     difficulty=2,
     condition=_cancelling,
-    call=refusing("fused_adamw", "fused_adam", "foreach_lerp"),
     points={"values": 7, "laws": 3},
     hints=(
         "Five lines, in this order: the mean, the square, what both would be without their start "

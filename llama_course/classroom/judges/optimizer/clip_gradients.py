@@ -15,7 +15,7 @@ def watched_clip(answer, grads, max_norm):
 
 
 def _itemsize(grads) -> int:
-    return next(g.itemsize for g in grads if g is not None)
+    return min(g.itemsize for g in grads if g is not None)
 
 
 clip_gradients = Exercise(
@@ -57,6 +57,8 @@ def cases_of_clip_gradients(seed):
             for s in shapes
         ]
         yield grads, max_norm
+    mixed = [torch.randn(n, generator=draw) for n in (6, 5, 4)]
+    yield [mixed[0].half(), 2 * mixed[1].double(), mixed[2]], 1.0  # of several dtypes
     yield (
         [torch.tensor([3.0, 0.0]), torch.tensor([[0.0], [4.0]])],
         5.0,

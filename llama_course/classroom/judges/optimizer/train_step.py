@@ -36,7 +36,7 @@ def cases_of_train_step(seed):
         (torch.float32, 50, 2.0, 0.5, 0.5),
         (torch.float32, 3, 0.0, 0.3, 1.0),
     ):
-        shapes = (3, 4), (4,), (2, 2, 2)
+        shapes = (3, 4), (4,), (2, 2, 2), ()
         params = [torch.randn(s, generator=draw).to(dtype) for s in shapes]
         grads = [(size * torch.randn(s, generator=draw)).to(dtype) for s in shapes]
         means = [0.3 * (step > 1) * torch.randn(s, generator=draw).to(dtype) for s in shapes]

@@ -29,6 +29,10 @@ def cases_of_smallest_cluster(seed):
     draw = random.Random(seed).uniform
     # exactly as much as there is room for, exactly in time
     yield 80, 10, 20, 8 * 100 * 2 * 86400, 100, {1: 1.0}, 2, 64
+    # efficiencies in no order; and one that is best with two ranks, though one fits as well
+    yield 80.0, 40.0, 60.0, 1e11, 1000.0, {8: 0.7, 2: 0.9, 1: 1.0, 4: 0.8}, 365.0, 512
+    yield 80.0, 40.0, 60.0, 1e11, 1000.0, {1: 0.8, 2: 0.9, 4: 0.7}, 365.0, 512
+    yield 8.0, 1.0, 60.0, 1e11, 1000.0, {1: 1.0}, 365.0, 7  # fewer than the smallest size
     for states, days, tokens in (
         (1045, 21, 1.4e12),
         (1045, 90, 1.4e12),
@@ -141,6 +145,19 @@ def always_eight_tensor_ranks(states, activations, room, tokens, speed, efficien
 def always_one_tensor_rank(states, activations, room, tokens, speed, efficiency, *rest):
     "Where the activations do not fit, more tensor ranks make room."
     return cluster(states, activations, room, tokens, speed, {1: efficiency[1]}, *rest)
+
+
+@smallest_cluster.mistake("the first layout that fits", hint=3)
+def the_first_layout_that_fits(states, activations, room, tokens, speed, efficiency, days, most):
+    "Of the layouts that fit the fastest is asked for: that with the highest efficiency."
+    for gpus in (8 * 2**i for i in range(40)):
+        fitting = [t for t in efficiency if states / gpus + activations / t <= room]
+        if gpus > most:
+            return None
+        if fitting:
+            taken = tokens / (gpus * speed * efficiency[fitting[0]]) / 86400
+            if taken <= days:
+                return gpus, fitting[0], taken
 
 
 @smallest_cluster.mistake("the largest cluster", hint=1)

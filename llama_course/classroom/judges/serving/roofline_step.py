@@ -33,6 +33,7 @@ def cases_of_roofline_step(seed):
     draw = lambda low, high: int(torch.randint(low, high, (), generator=random))
     yield 6_600_000_000, 0, 1, 1, 2, 312e12, 1.555e12  # no cache yet
     yield 8, 8, 1, 3, 1, 4.0, 1.0  # with each text both times grow alike
+    yield 8, 0, 1, 4, 1, 8.0, 1.0  # with four texts both take 8 s: arithmetic is the limit
     found = 0
     while found < 7:
         weights, size = draw(10**6, 10**10), (2, 4, 1)[found % 3]
@@ -161,6 +162,12 @@ def a_batch_below_zero(*args):
 def rounded_down(*args):
     "One text fewer than is needed: round up."
     return _step(*args, up=math.floor)
+
+
+@roofline_step.mistake("a text more than is needed", hint=4)
+def a_text_more_than_is_needed(*args):
+    "Where both take equally long arithmetic is the limit: round up, and add nothing."
+    return _step(*args, up=lambda batch: math.floor(batch) + 1)
 
 
 @roofline_step.mistake("the batch without caches", hint=3)

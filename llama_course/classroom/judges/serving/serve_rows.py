@@ -24,8 +24,20 @@ def _small_llama(seed):
 
 def _serve(answer, seed, prompts, lengths, rows, max_len):
     model = _small_llama(seed)
-    with torch.no_grad():
-        return answer(model, prompts, lengths, rows, max_len)
+
+    def watch(module, args, options):
+        tokens, cache = args[0], options.get("cache")
+        if len(tokens) > rows:
+            raise ValueError(f"{len(tokens)} texts are in work at a time, and rows is {rows}")
+        if getattr(cache, "max_len", 0) > max_len:
+            raise ValueError(f"a row has room for {cache.max_len} tokens, and max_len is {max_len}")
+
+    hook = model.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            return answer(model, prompts, lengths, rows, max_len)
+    finally:
+        hook.remove()
 
 
 serve_rows = Exercise(
@@ -141,6 +153,18 @@ def a_text_does_not_depend_on_the_others(seen):
 def free_rows_grow(*args):
     "Every step adds a token to rows that nobody uses, until they are longer than the cache."
     return _served(*args, idle=False)
+
+
+@serve_rows.mistake("a row for each text", hint=1)
+def a_row_for_each_text(model, prompts, lengths, rows, max_len):
+    "At most `rows` texts are in work at a time: the others wait until a row is free."
+    return _served(model, prompts, lengths, len(prompts), max_len)
+
+
+@serve_rows.mistake("longer rows", hint=3)
+def longer_rows(model, prompts, lengths, rows, max_len):
+    "A row has room for max_len tokens; free rows that grow need more, and should not grow."
+    return _served(model, prompts, lengths, rows, 24, idle=False)
 
 
 @serve_rows.mistake("the row keeps its last text", hint=2)

@@ -112,7 +112,10 @@ def band_by_band(signatures, rows):
 def few_looks_are_enough(seen):
     draw = random.Random(6)
     many = [[draw.randrange(10**6) for _ in range(16)] for _ in range(400)]
-    return seen(many, 4).value <= 20_000
+    looks = seen(many, 4).value
+    if looks < 400 * 16:
+        return f"only {looks:,} looks were counted: compare the integers that you get, not copies"
+    return looks <= 20_000
 
 
 @candidate_pairs.invariant("with one row per band every equal number at one place makes a pair")
@@ -132,6 +135,12 @@ def wider_bands_find_fewer(seen):
 def every_two_documents_are_compared(signatures, rows):
     "Right in value, but N documents are N²/2 comparisons: that is what bands are to avoid."
     return truth_of_candidate_pairs(signatures, rows)
+
+
+@candidate_pairs.mistake("copies that do not count", hint=1)
+def copies_that_do_not_count(signatures, rows):
+    "All pairs are compared, out of the judge's sight: plain copies of the integers do not count."
+    return truth_of_candidate_pairs([[int(str(x)) for x in row] for row in signatures], rows)
 
 
 @candidate_pairs.mistake("bands of different places meet", hint=2)

@@ -39,7 +39,7 @@ def cases_of_strip_comments(seed):
     for text in (
         "one% and\n  two", "one % and\n\ntwo", "only text\n", "% all", "", "a%\n%\n  b",
         "\\\\%x\ny",
-        "last % without end", "a%b%c\nd", "x%\n \n y", "end\\", "  % first\nb",
+        "last % without end", "a%b%c\nd", "a% b\n \t", "x%\n \n y", "end\\", "  % first\nb",
     ):  # fmt: skip
         yield (text,)
 
@@ -144,6 +144,13 @@ def the_blanks_of_the_next_line_stay(text):
 def a_paragraphs_end_is_lost(text):
     "Before an empty line the newline stays: else two paragraphs become one."
     return _without(text, paragraph=False)
+
+
+@strip_comments.mistake("blanks at the end are taken for an empty line", hint=3)
+def blanks_at_the_end_are_taken_for_an_empty_line(text):
+    "Only a line that ends with a newline ends a paragraph; the text may end with blanks."
+    pattern = r"(\\.)|%[^\n]*(?=\n[ \t]*(?:\n|\Z))|%[^\n]*(?:\n[ \t]*|\Z)"
+    return re.sub(pattern, lambda match: match[1] or "", text, flags=re.S)
 
 
 @strip_comments.mistake("the last line needs a newline", hint=3)

@@ -38,6 +38,7 @@ def cases_of_decode_bytes(seed):
     yield (["<0xC5>", "<0xC5>", "<0xBC>", "<0xFF>"],)
     yield (["▁hello", "string", "ab"],)
     yield (["<0x", "<0xC5", "<0xC5>a", "a<0x41>", "<0xZZ>", "<0x+5>", "<0x4>"],)
+    yield (["<0xc5>", "<0xC5>\n", "<0x4１>", " <0x41>", "<0X41>"],)  # none of them is a byte
     yield ([],)
     pieces = [
         "▁",
@@ -135,6 +136,12 @@ def _decode_if(is_byte):
 def any_piece_that_begins_with_0x(pieces):
     "A piece is a byte if it is <0x, two hexadecimal digits, >, and nothing more."
     return _decode_if(lambda piece: piece.startswith("<0x"))(pieces)
+
+
+@decode_bytes.mistake("small letters are digits, too", hint=2)
+def small_letters_are_digits_too(pieces):
+    "Byte pieces are written with capitals: <0xc5> is a text of six characters."
+    return _decode_if(lambda piece: re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece))(pieces)
 
 
 @decode_bytes.mistake("any piece of six characters", hint=2)

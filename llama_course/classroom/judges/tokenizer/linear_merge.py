@@ -41,6 +41,9 @@ class CountedRanks(dict):
         self.asked += len(self)
         return super().items()
 
+    def __or__(self, other):
+        return self.copy() | other
+
     def copy(self):
         self.asked += len(self)
         return CountedRanks(self)
@@ -161,6 +164,7 @@ def glued_together_the_pieces_are_the_text_in_linear_merge(seen):
 @linear_merge.invariant("a row of a thousand symbols takes at most three lookups per symbol")
 def a_row_of_a_thousand_symbols_takes_at_most_three_lookups(seen):
     rank = {"ab": 2, "ba": 1, "abab": 0, "baba": 3, "bab": 4}
+    rank |= {f"piece {i}": 5 + i for i in range(4000)}  # a copy of them is no way round the count
     return (
         seen(list("ab" * 500), rank).value <= 3 * 1000
         and seen(list("ba" * 500), rank).value <= 3 * 1000
@@ -172,6 +176,12 @@ def the_whole_row_again_for_each_merge(symbols, rank):
     """The pieces are right, but each merge looks at all pairs: that grows with the square of the
     text."""
     return _merge_by(min)(symbols, rank)
+
+
+@linear_merge.mistake("a copy of the ranks", hint=1)
+def a_copy_of_the_ranks(symbols, rank):
+    "A copy reads each rank of the vocabulary: that is more than three lookups per symbol."
+    return _merge_by(min)(symbols, dict(rank))
 
 
 @linear_merge.mistake("entries are not checked", hint=3)

@@ -12,11 +12,14 @@ from llama_course.classroom.exercise import Exercise
 class _Reader(nn.Module):
     "Logits that depend on all tokens so far, and so on where a window begins."
 
-    def __init__(self, table):
+    def __init__(self, table, most):
         super().__init__()
         self.table = nn.Parameter(table.clone())  # (V, V)
+        self.most = most  # tokens
 
     def forward(self, tokens):
+        if tokens.shape[1] > self.most:
+            raise ValueError(f"the model is given {tokens.shape[1]} tokens, and reads {self.most}")
         places = torch.arange(1, tokens.shape[1] + 1)
         return self.table[tokens].cumsum(1) / places[:, None]
 
@@ -28,7 +31,7 @@ held_out_bits = Exercise(
     minutes=20,
     difficulty=1,
     call=lambda answer, table, tokens, text_bytes, seq_len: answer(
-        _Reader(table), tokens, text_bytes, seq_len
+        _Reader(table, seq_len), tokens, text_bytes, seq_len
     ),
     points={"values": 7, "laws": 3},
     hints=(
@@ -153,6 +156,17 @@ def the_rest_is_left_out(*args):
 def every_window_counts_the_same(*args):
     "A mean of the windows' means gives the tokens of a short window more weight than others."
     return _bits(*args, mean=True)
+
+
+@held_out_bits.mistake("the last target is read, too", hint=3)
+def the_last_target_is_read_too(model, tokens, text_bytes, seq_len):
+    "A window has T + 1 tokens, of which the model reads the first T: it cannot read more."
+    nats = 0.0
+    for i in range(0, len(tokens) - 1, seq_len):
+        window = tokens[i : i + seq_len + 1]
+        logits = model(window[None])[0, :-1]
+        nats += F.cross_entropy(logits, window[1:], reduction="sum").item()
+    return nats / math.log(2) / text_bytes
 
 
 @held_out_bits.mistake("one window for all", hint=3)

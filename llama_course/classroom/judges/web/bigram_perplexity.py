@@ -41,6 +41,7 @@ def cases_of_bigram_perplexity(seed):
     yield {("a", "b"): 3, ("b", "a"): 1}, ["a", "c"], 0.5  # c never came second: infinite
     yield {("a", "b"): 3, ("b", "a"): 1}, ["c", "a", "b", "b"], 0.5  # c was never first
     yield {("a", "b"): 3}, ["a"], 0.5  # no pair
+    yield {("a", "b"): 3}, [], 0.5  # no word
     yield {("a", "b"): 1, ("a", "c"): 1}, ["a", "b"], 1.0  # all is taken away
     some = {("a", "b"): 3, ("a", "c"): 9, ("b", "a"): 1, ("b", "d"): 8}
     yield some, ["a", "b"] * 700, 0.75  # a product underflows
