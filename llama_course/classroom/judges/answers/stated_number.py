@@ -54,6 +54,9 @@ def cases_of_stated_number(seed):
         "a-5, 8-5 and - 6",
         "café-5",  # é is no letter from a to z
         "5 of ٣ or ½ or ²",  # digits are 0 to 9
+        "about .50 of it",  # no digit before the point
+        "x = -.5",
+        "Answer: 5, not 6. Answer: hm",
         "12345678901234567890123456789012345",
         "0.10000000000000000000000000000000010",
     ):
@@ -186,6 +189,20 @@ def the_marker_in_one_case_only(text):
 def no_number_behind_the_marker(text):
     "Where no number stands behind the marker, the last number of the whole text counts."
     return _number(text, whole=False)
+
+
+@stated_number.mistake("the last marker with a number", hint=2)
+def the_last_marker_with_a_number(text):
+    "Where no number stands behind the *last* marker, the last number of the whole text counts."
+    parts = re.split("answer:", text, flags=re.IGNORECASE)[1:]
+    found = [found for part in parts if (found := re.findall(NUMBER, part))]
+    return _plain(found[-1][0]) if found else _number(text)
+
+
+@stated_number.mistake("a point without a digit before it", hint=3)
+def a_point_without_a_digit_before_it(text):
+    "A point belongs to a number if digits stand on both sides of it: .50 is 50 here."
+    return _number(text, pattern=NUMBER.replace("|[0-9]+)", r"|[0-9]+|(?=\.[0-9]))"))
 
 
 @stated_number.mistake("every minus is a sign", hint=3)
