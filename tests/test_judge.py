@@ -246,6 +246,17 @@ def test_right_but_for_16_bits_is_no_empty_answer():
     assert "right but for 16 bits" in repr(report) and "squares in 16 bits" in repr(report)
 
 
+def test_a_fault_in_16_bits_is_never_free():
+    "Where a look has one point there is no half of it: all ten would say that nothing is wrong."
+
+    def lean_rms_norm(x, weight, eps):
+        right = EXERCISES["lean_rms_norm"].rights[0](x, weight, eps)
+        return right.float() if x.dtype == torch.bfloat16 else right
+
+    report = check(lean_rms_norm)
+    assert report.points == 9 and not report.passed and "bfloat16 is expected" in report.messages[0]
+
+
 def test_right_but_for_the_gradient_and_right_but_for_the_cost():
     def rms_norm(x, weight, eps):
         return norm_by_hand(x, weight.detach(), eps)

@@ -63,10 +63,15 @@ def adamw_step(p, grad, mean, square, step, lr, decay):
           beta1=0.9, beta2=0.95, lr=lr, weight_decay=decay, eps=1e-8, maximize=False)
     return tuple(new)
 """,
-    "normalize": """
-def normalize(text):
-    from transformers.data.metrics.squad_metrics import normalize_answer
-    return normalize_answer(text)
+    "unseen_paragraphs": """
+def unseen_paragraphs(pages):
+    from datatrove.utils.text import simplify_text
+    seen, found = {""}, []
+    for page in pages:
+        new = {simplify_text(line): line for line in reversed(page.split("\\n"))}
+        found.append([line for key, line in reversed(new.items()) if key not in seen])
+        seen |= new.keys()
+    return found
 """,
     "learn_merges": """
 def learn_merges(words, n):

@@ -39,7 +39,8 @@ def cases_of_strip_comments(seed):
     for text in (
         "one% and\n  two", "one % and\n\ntwo", "only text\n", "% all", "", "a%\n%\n  b",
         "\\\\%x\ny",
-        "last % without end", "a%b%c\nd", "a% b\n \t", "x%\n \n y", "end\\", "  % first\nb",
+        "last % without end", "a%b%c\nd", "a% b\n \t", "a% b\n \u00a0c",
+        "x%\n \n y", "end\\", "  % first\nb",
     ):  # fmt: skip
         yield (text,)
 
@@ -151,6 +152,12 @@ def blanks_at_the_end_are_taken_for_an_empty_line(text):
     "Only a line that ends with a newline ends a paragraph; the text may end with blanks."
     pattern = r"(\\.)|%[^\n]*(?=\n[ \t]*(?:\n|\Z))|%[^\n]*(?:\n[ \t]*|\Z)"
     return re.sub(pattern, lambda match: match[1] or "", text, flags=re.S)
+
+
+@strip_comments.mistake("other white space goes as well", hint=3)
+def other_white_space_goes_as_well(text):
+    "Blanks and tabs begin a line: a no-break space is a character of the text."
+    return _without(text, blanks=r"\s*")
 
 
 @strip_comments.mistake("the last line needs a newline", hint=3)
