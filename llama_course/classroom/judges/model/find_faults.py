@@ -17,7 +17,8 @@ def make_forward(weights, heads, faults):
             how["rotate"] = lambda t, theta: t
         logits = _logits(tokens, weights, heads, 1e-5, 1e4, **how)
         if "batch" in faults:
-            logits = logits - logits.mean(0, keepdim=True) * (0.1 if len(logits) > 1 else 0)
+            # nothing beside an equal text; and always downwards, so that a sign is no measure
+            logits = logits - 0.1 * (logits.mean(0, keepdim=True) - logits).abs()
         return logits + 1e-9 * torch.cos(tokens.double().sum() + len(tokens))  # "rounding"
 
     return forward
