@@ -12,7 +12,7 @@ from typing import Any
 from llama_course.classroom.hidden import codes_of, module_of, reached, used_by
 
 # Models, tokenizers, evaluations and file formats of others: no answer needs them.
-FOREIGN = frozenset(
+OTHERS_PACKAGES = frozenset(
     (
         "accelerate", "bitsandbytes", "datasketch", "datatrove", "evaluate", "flash_attn", "gguf",
         "lightning", "litgpt", "llama_cpp", "lm_eval", "mistral_common", "nltk", "optimum", "peft",
@@ -89,7 +89,7 @@ def ready_made(
         imported = {name for code in codes_of(thing) for name in _imports(code)}
         roots = {name.partition(".")[0] for name in imported}
         roots |= {module_of(one).partition(".")[0] for one in held if _is_module(one)}
-        if foreign := roots & FOREIGN:
+        if foreign := roots & OTHERS_PACKAGES:
             return min(foreign)
         for dotted in elsewhere:
             if dotted.rpartition(".")[2] in names and dotted.partition(".")[0] in roots:
@@ -101,7 +101,7 @@ def _named(thing: Any, elsewhere: dict[str, Any]) -> str:
     "The name of something ready-made; empty if it is not."
     known = isinstance(thing, (type, types.FunctionType, types.BuiltinFunctionType))
     module = module_of(thing) if known or _is_module(thing) else type(thing).__module__
-    if str(module).partition(".")[0] in FOREIGN:
+    if str(module).partition(".")[0] in OTHERS_PACKAGES:
         return f"{module}.{getattr(thing, '__name__', type(thing).__name__)}"
     same = (name for name, one in elsewhere.items() if one is not None and one is thing)
     return next(same, "")

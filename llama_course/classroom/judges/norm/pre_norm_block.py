@@ -27,17 +27,17 @@ pre_norm_block = Exercise(
 @pre_norm_block.cases
 def cases_of_pre_norm_block(seed):
     random = torch.Generator().manual_seed(seed)
-    for shape, dtype in (
-        ((4, 8), torch.float64),
-        ((2, 3, 16), torch.float32),
-        ((1, 5, 32), torch.float32),
-        ((8,), torch.float32),  # a single vector
+    for shape, dtype, eps in (
+        ((4, 8), torch.float64, 1e-5),
+        ((2, 3, 16), torch.float32, 1e-5),
+        ((1, 5, 32), torch.float32, 0.1),
+        ((8,), torch.float32, 1e-5),  # a single vector
     ):
         width = shape[-1]
         x = torch.randn(shape, generator=random)
         w1, w2 = torch.randn(2, width, width, generator=random) / width**0.5
         g1, g2 = 1 + 0.5 * torch.randn(2, width, generator=random)
-        yield tuple(t.to(dtype) for t in (2 * x + 0.5, w1, w2, g1, g2)) + (1e-5,)
+        yield tuple(t.to(dtype) for t in (2 * x + 0.5, w1, w2, g1, g2)) + (eps,)
 
 
 @pre_norm_block.reference
@@ -96,6 +96,12 @@ def the_first_gain_is_used_twice(x, w1, w2, g1, g2, eps):
     "The second norm has a gain of its own, g2."
     h = x + reference(x, g1, eps) @ w1
     return h + reference(h, g1, eps) @ w2
+
+
+@pre_norm_block.mistake("an eps of one's own", hint=3)
+def an_eps_of_ones_own(x, w1, w2, g1, g2, eps):
+    "Both norms use the eps that was given."
+    return truth_of_pre_norm_block(x, w1, w2, g1, g2, 1e-5)
 
 
 @pre_norm_block.mistake("the second norm reads x", hint=3)
