@@ -14,9 +14,9 @@ if threading.current_thread() is threading.main_thread():
 
 # With several workers a file goes to one of them as a whole. The longest begin, or everybody waits
 # for the last one; what pytest-xdist would put first are the files with the most tests.
-LONGEST = """class grading site exercises assignments pipeline dryrun lm_eval demo path quantization
-fault_tolerance launch server parallel planner families files cluster releases cli
-capstone judge bpe finetuning ledger workspace""".split()
+LONGEST = """site class assignments path exercises fault_tolerance grading quantization lm_eval demo
+dryrun launch parallel pipeline finetuning cli generation families server serving releases files
+export capstone judge model bpe planner cluster ledger workspace""".split()
 
 
 def pytest_configure(config):

@@ -1,12 +1,11 @@
 "What the tests of the server share: tiny models, a batcher at work, `serve` in a process."
 
 import contextlib
-import os
 import re
-import subprocess
-import sys
+import time
 
 import torch
+from forked import COMMAND, Forked
 
 from llama_course.files.run import RunFolder
 from llama_course.model import Llama, LlamaConfig
@@ -59,25 +58,20 @@ def tiny_run(folder):
 @contextlib.contextmanager
 def server(run, *flags):
     "`llama-course serve` in a process: the process and its address."
-    command = [
-        sys.executable,
-        "-m",
-        "llama_course.command.cli",
-        "serve",
-        "--run",
-        run,
-        "--port",
-        "0",
-        *flags,
-    ]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    words = ["serve", "--run", run, "--port", 0, *flags]
+    process = Forked(*COMMAND, *words, OMP_NUM_THREADS="1")
     try:
-        line = process.stderr.readline()
-        assert (found := re.search(r"http://127\.0\.0\.1:\d+", line)), line + process.stderr.read()
-        yield process, found[0]
+        yield process, address_of(process)
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()
+
+
+def address_of(process):
+    "Where `serve` answers: it says so as soon as it does."
+    said = ""
+    while not (found := re.search(r"(http://127\.0\.0\.1:\d+)[^\d]", said)):
+        assert process.poll() is None, said + process.stderr.read()
+        time.sleep(0.02)
+        said += process.stderr.read()
+    return found[1]

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import as_program, ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -492,9 +493,7 @@ def test_xformers_is_not_imported_unasked():
         "import sys, llama_course.training, llama_course.command.cli;"
         " assert 'xformers' not in sys.modules"
     )
-    import subprocess
-
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert ran(as_program, code).returncode == 0
 
 
 def test_unknown_names():

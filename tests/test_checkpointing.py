@@ -4,12 +4,11 @@ import copy
 import functools
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import llama_course
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from training_run import make
@@ -391,20 +390,8 @@ def test_a_recipe_without_a_mode_leaves_the_model_as_it_is():
 
 def test_the_command_names_a_wrong_mode(tmp_path):
     (tmp_path / "a.txt").write_text("To be, or not to be. " * 50)
-    command = [
-        sys.executable,
-        "-m",
-        "llama_course.command.cli",
-        "train",
-        str(tmp_path / "a.txt"),
-        "--run",
-        str(tmp_path / "run"),
-        "--steps",
-        "1",
-        "--checkpointing",
-        "half",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    words = ["--run", tmp_path / "run", "--steps", 1, "--checkpointing", "half"]
+    done = llama_course("train", tmp_path / "a.txt", *words)
     assert (
         done.returncode == 2
         and "none, full, selective" in done.stderr

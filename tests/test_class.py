@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from forked import COMMAND, Forked, llama_course
 from hostile import (
     BLANK,
     BLOCK,
@@ -28,7 +29,7 @@ from hostile import (
     write_all,
 )
 
-from llama_course.classroom import places
+from llama_course.classroom import classes, places
 from llama_course.classroom.classes import exit_status, grade_class
 from llama_course.classroom.grade import grade
 from llama_course.classroom.places import Folder, Zip, open_place
@@ -93,20 +94,13 @@ def thirty() -> tuple[dict[str, bytes], dict[str, tuple]]:
     return files, expected
 
 
-def command(*args: object) -> subprocess.CompletedProcess:
-    "The command as a shell runs it."
-    line = [sys.executable, "-m", "llama_course", "grade", *map(str, args)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(line, capture_output=True, text=True, env=environment)
-
-
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
     "The thirty, graded by one command."
     home = tmp_path_factory.mktemp("class")
     files, expected = thirty()
     write_all(files, home / "week1")
-    done = command(home / "week1", "--json", "--similar", "--seconds", "16")
+    done = llama_course("grade", home / "week1", "--json", "--similar", "--seconds", 16)
     assert done.stdout, done.stderr
     return home, expected, json.loads(done.stdout), done
 
@@ -180,7 +174,7 @@ def test_a_second_call_grades_only_what_is_new(graded):
     kept = home / "week1-scores" / places.KEPT_FOLDER
     before = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
     (folder / "adler_10001_99999_08_norm-2.ipynb").write_bytes(notebook(NO_ROOT, BLOCK))
-    done = command(folder, "--csv", "--seconds", "16")
+    done = llama_course("grade", folder, "--csv", "--seconds", 16)
     after = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.json")}
     assert len(after.keys() - before.keys()) == 1 and before.items() <= after.items()
     rows = {row["student"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
@@ -319,7 +313,7 @@ def test_a_copy_does_not_stop_a_learners_folder(tmp_path):
     (tmp_path / "08_norm.ipynb").write_bytes(BOTH)
     (tmp_path / "08_norm-Copy1.ipynb").write_bytes(notebook(BLANK))
     os.utime(tmp_path / "08_norm.ipynb", (1e9, 1e9))  # the older one
-    done = command(tmp_path, "--json")
+    done = llama_course("grade", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert [row["points"] for row in result["exercises"]] == RIGHT
@@ -412,9 +406,7 @@ def test_a_class_that_is_killed_goes_on(tmp_path):
     "By SIGKILL, while somebody's cell still sleeps: what was graded is not graded again."
     slow = notebook(NORM, "import time\ntime.sleep(600)", BLOCK)
     write_all({"anna.ipynb": BOTH, "ben.ipynb": BOTH, "zoe.ipynb": slow}, tmp_path / "class")
-    line = [sys.executable, "-m", "llama_course", "grade", str(tmp_path / "class")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    process = Forked(*COMMAND, "grade", tmp_path / "class")
     kept = tmp_path / "class-scores" / places.KEPT_FOLDER
     end = time.monotonic() + 120
     while len(list(kept.glob("[!.]*.json"))) < 2 and time.monotonic() < end:
@@ -435,7 +427,13 @@ def test_a_class_that_is_killed_goes_on(tmp_path):
     assert [scores(s) for s in result["students"]] == [RIGHT] * 3 and done[-1] == (3, 3)
 
 
-def test_a_judge_that_is_lost_costs_one_submission(tmp_path, monkeypatch):
+@pytest.fixture
+def one_judge(monkeypatch):
+    "A judge takes seconds to start, and the class above had as many as there are cores."
+    monkeypatch.setattr(classes, "how_many", lambda students: 1)
+
+
+def test_a_judge_that_is_lost_costs_one_submission(tmp_path, monkeypatch, one_judge):
     from llama_course.classroom import pool
 
     real = pool.JudgeProcess.grade
@@ -458,7 +456,7 @@ def test_a_judge_that_is_lost_costs_one_submission(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- names that bite
 
 
-def test_names_are_texts(tmp_path):
+def test_names_are_texts(tmp_path, one_judge):
     names = ["=cmd()", "<script>alert(1)", "a" * 200, "..evil", "\x1b[2J", "Ærø Ñandú", "ÆRØ ñandú"]
     write_all({f"{name}/x.ipynb": b"" for name in names}, tmp_path / "class")
     result = grade_class(tmp_path / "class", limits=QUICK)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import ran, with_small_files
 from safetensors.torch import load_file
-from training_run import Run, make
+from training_run import Run, make, run
 
 from llama_course.fault_tolerance import Checkpoints, seal
 from llama_course.launch.machine import can_compile
@@ -126,30 +128,16 @@ def test_only_the_first_checkpoint_was_written(undisturbed, tmp_path):
     "changes",
     [
         ("threads=2", "steps=12"),
-        pytest.param(
-            ("threads=2", "steps=12", "compile=true", 'precision="bfloat16"'),
-            marks=pytest.mark.skipif(
-                not can_compile(), reason="torch.compile needs a C++ compiler"
-            ),
-        ),
+        ("threads=2", "steps=12", "compile=true", 'precision="bfloat16"'),
     ],
     ids=["two threads", "and compiled"],
 )
 def test_with_two_threads_compiled_and_in_bfloat16_too(changes, tmp_path):
+    if "compile=true" in changes and not can_compile():
+        pytest.skip("torch.compile needs a C++ compiler")
     weights, metrics = finish(tmp_path / "whole", *changes), lines(tmp_path / "whole")
     assert stop_at(start(tmp_path / "cut", *changes), tmp_path / "cut", 5, signal.SIGINT) == 130
     assert finish(tmp_path / "cut", *changes) == weights and lines(tmp_path / "cut") == metrics
-
-
-def test_another_recipe_is_refused_and_nothing_is_lost(undisturbed, tmp_path):
-    _, weights, metrics = undisturbed
-    assert stop_at(start(tmp_path), tmp_path, 10, signal.SIGINT) == 130
-    before = contents(tmp_path / "checkpoints")
-    process = start(tmp_path, "lr=0.001")
-    err = process.communicate(timeout=200)[1]
-    assert process.returncode == 1 and "UserError" in err and "recipe lr was 0.003, is 0.001" in err
-    assert contents(tmp_path / "checkpoints") == before
-    assert finish(tmp_path) == weights and lines(tmp_path) == metrics
 
 
 def damage(path, kind):
@@ -158,50 +146,73 @@ def damage(path, kind):
     path.write_bytes({"cut": content[:1000], "altered": content, "empty": b""}[kind])
 
 
-def two_checkpoints(folder):
-    "A run that was stopped at step 20; the newest checkpoint and the one before."
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    "A run that was stopped at step 20."
+    folder = tmp_path_factory.mktemp("stopped")
     assert stop_at(start(folder), folder, 20, signal.SIGINT) == 130
+    return folder
+
+
+@pytest.fixture
+def run_at_20(stopped, tmp_path):
+    "A copy of it, to be damaged: its folder."
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def two_checkpoints(folder):
+    "The newest checkpoint and the one before."
     return sorted((folder / "checkpoints").glob("step*"), reverse=True)
 
 
 @pytest.mark.parametrize("kind", ["cut", "altered", "empty"])
 @pytest.mark.parametrize("suffix", ["safetensors", "json"])
-def test_a_damaged_checkpoint_is_passed_over(kind, suffix, undisturbed, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over(kind, suffix, undisturbed, run_at_20):
     _, weights, metrics = undisturbed
-    newest, older = two_checkpoints(tmp_path)
+    newest, older = two_checkpoints(run_at_20)
     (file,) = newest.glob(f"*.{suffix}")
     damage(file, kind)
-    process = start(tmp_path)
+    process = start(run_at_20)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0 and f"{newest} is damaged and is passed over" in err
-    assert out.strip() == weights and lines(tmp_path) == metrics
+    assert out.strip() == weights and lines(run_at_20) == metrics
 
 
-def test_with_no_checkpoint_whole_the_run_refuses_and_touches_nothing(undisturbed, tmp_path):
+def test_with_no_checkpoint_whole_the_run_refuses_and_touches_nothing(undisturbed, run_at_20):
     _, weights, metrics = undisturbed
     good = []
-    for path in two_checkpoints(tmp_path):
+    for path in two_checkpoints(run_at_20):
         (file,) = path.glob("*.safetensors")
         good.append((file, file.read_bytes()))
         damage(file, "altered")
-    before = contents(tmp_path)
-    process = start(tmp_path)
+    before = contents(run_at_20)
+    process = start(run_at_20)
     err = process.communicate(timeout=200)[1]
     assert (
         process.returncode == 1 and "UserError" in err and "none of 2 checkpoints is whole" in err
     )
-    assert contents(tmp_path) == before
+    assert contents(run_at_20) == before
     good[1][0].write_bytes(good[1][1])  # restored, as the message says
-    assert finish(tmp_path) == weights and lines(tmp_path) == metrics
+    assert finish(run_at_20) == weights and lines(run_at_20) == metrics
 
 
-def test_a_file_too_many_or_too_few_is_damage(undisturbed, tmp_path):
-    newest, older = two_checkpoints(tmp_path)
+def test_another_recipe_is_refused_and_nothing_is_lost(undisturbed, run_at_20):
+    _, weights, metrics = undisturbed
+    before = contents(run_at_20 / "checkpoints")
+    process = start(run_at_20, "lr=0.001")
+    err = process.communicate(timeout=200)[1]
+    assert process.returncode == 1 and "UserError" in err and "recipe lr was 0.003, is 0.001" in err
+    assert contents(run_at_20 / "checkpoints") == before
+    assert finish(run_at_20) == weights and lines(run_at_20) == metrics
+
+
+def test_a_file_too_many_or_too_few_is_damage(run_at_20):
+    newest, older = two_checkpoints(run_at_20)
     (file,) = newest.glob("*.safetensors")
     (newest / "shard-00002-model-00001-of-00001.safetensors").write_bytes(file.read_bytes())
     (file,) = older.glob("*.safetensors")
     file.unlink()
-    process = start(tmp_path)
+    process = start(run_at_20)
     err = process.communicate(timeout=200)[1]
     assert process.returncode == 1 and "none of 2" in err and err.count("is damaged") == 2
 
@@ -221,10 +232,9 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
     ) == sum(p.numel() for p in model.parameters())
 
 
-def test_lost_metrics_are_named(tmp_path):
-    assert stop_at(start(tmp_path), tmp_path, 10, signal.SIGINT) == 130
-    (tmp_path / "metrics.jsonl").unlink()
-    process = start(tmp_path)
+def test_lost_metrics_are_named(run_at_20):
+    (run_at_20 / "metrics.jsonl").unlink()
+    process = start(run_at_20)
     err = process.communicate(timeout=200)[1]
     assert process.returncode == 1 and "UserError" in err and "metrics.jsonl has 0 lines" in err
 
@@ -240,18 +250,11 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits on files are POSIX")
 def test_a_full_disk_is_one_clear_line(tmp_path):
-    import resource
-
     folder = tmp_path / "run"
-    small = lambda: resource.setrlimit(
-        resource.RLIMIT_FSIZE, (300_000, 300_000)
-    )  # a checkpoint takes more
-    process = subprocess.run(
-        [sys.executable, SCRIPT, folder], preexec_fn=small, text=True, capture_output=True
-    )
-    assert process.returncode == 1, process.stderr
-    assert "UserError: cannot write" in process.stderr and "free some space" in process.stderr
-    assert "Traceback" not in process.stderr
+    done = ran(with_small_files, 300_000, run, str(folder))  # a checkpoint takes more
+    assert done.returncode == 1, done.stderr
+    assert "UserError: cannot write" in done.stderr and "free some space" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not list(folder.rglob("*.part")) and not list(folder.rglob("*step-*"))
 
 

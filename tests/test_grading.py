@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import Forked
 
 from llama_course.classroom import (
     judge,
@@ -27,7 +27,7 @@ from llama_course.support.forkserver import ForkServer
 ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = dict(load_exercises())
 TASKS = list(EXERCISES.values())
-QUICK = Limits(memory=1 << 30, cell_seconds=3, call_seconds=3, total_seconds=60)
+QUICK = Limits(memory=1 << 30, cell_seconds=1.5, call_seconds=1.5, total_seconds=60)
 
 
 # ---------------------------------------------------------------- whole notebooks
@@ -77,12 +77,30 @@ def points(result):
     return {row["name"]: row["points"] for row in result["exercises"]}
 
 
+def run_here(path):
+    "All cells of a notebook, as a learner runs them; exercise -> what `check` has said there."
+    space, said = {"__name__": "__main__", "display": repr}, {}
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), path.name, "exec"), space)
+            marks = cell["metadata"].get("nbgrader", {})
+            if marks.get("grade"):
+                said[marks["grade_id"]] = space.pop("report")
+    return said
+
+
 def test_solutions_get_full_marks_and_exercises_none():
     found = set()
     for path in sorted((ROOT / "solutions").glob("*.ipynb")):
+        said = run_here(path)
+        assert all(report.passed for report in said.values()), said
         for folder, share in (("solutions", 1), ("exercises", 0)):  # the cases are computed once
-            rows = grade(ROOT / folder / path.name)["exercises"]
+            result = grade(ROOT / folder / path.name)
+            rows = result["exercises"]
             found |= {row["name"] for row in rows}
+            assert said.keys() == {row["name"] for row in rows}
+            notes = [note for note in result["notes"] if ": cell " in note]
+            assert not share or not notes, notes  # every cell of a solution runs to its end
             for row in rows:
                 assert row["points"] == share * row["max_points"], row
                 assert row["passed"] == bool(share) and bool(row["messages"]) != bool(share)
@@ -423,9 +441,8 @@ def test_workers_without_a_fork_server(tmp_path, monkeypatch):
 @linux
 def test_workers_end_with_a_judge_that_is_killed(tmp_path):
     path = write(tmp_path, NORM, "import subprocess\nsubprocess.run(['sleep', '7654322'])")
-    code = f"from llama_course.classroom.grade import grade; grade({str(path)!r})"
-    environment = os.environ | {"TMPDIR": str(tmp_path)}  # what it leaves behind when it is killed
-    judge = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
+    here = {"TMPDIR": str(tmp_path)}  # what it leaves behind when it is killed
+    judge = Forked(grade, str(path), **here)
     end = time.monotonic() + 60
     while not running("7654322") and time.monotonic() < end:
         time.sleep(0.05)

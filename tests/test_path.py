@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import Forked, as_command
+from forked import Forked, as_command, llama_course
+from served import server
 
 from llama_course.command.plan import run_plan
 from llama_course.fault_tolerance import read_table
@@ -41,12 +42,11 @@ SOURCES = {
 }
 
 
-def llama_course(*words):
-    "A command, to its end: what it printed."
-    process = Forked(as_command, "llama_course.command.cli:main", *words, TQDM_DISABLE="1")
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    return out
+def said_by(*words):
+    "What a command printed, in the end."
+    done = llama_course(*words, TQDM_DISABLE="1")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def texts(source, number):
@@ -76,8 +76,8 @@ def place(tmp_path_factory):
     Tokenizer.train(every, 300, home / "tokenizer.model")
     top = 'tasks = 2\n[tokens]\ntokenizer = "tokenizer.model"\nheld_out = 0.2\n'
     (home / "recipe.toml").write_text(top + "".join(tables))
-    llama_course("data", home / "recipe.toml", "--out", home / "data")
-    llama_course("data", "--verify", "--out", home / "data")
+    said_by("data", home / "recipe.toml", "--out", home / "data")
+    said_by("data", "--verify", "--out", home / "data")
     about = json.loads((home / "data" / "data.json").read_text())
     assert list(about["sources"]["letters"]["damaged"]) == ["letters/2.jsonl.gz"]
     return home
@@ -204,7 +204,7 @@ def disturbed(place):
     host.process.kill()  # the second kill
     host.process.wait()
     assert 40 <= steps_of(run) < STEPS and not RunFolder(run).is_done
-    llama_course("report", run)
+    said_by("report", run)
     assert "It is not finished" in (run / "report.html").read_text(encoding="utf-8")
     words = training(place, run, planned(place, 1, 4))
     words += ["--micro-batch", "3"]  # 8 sequences are 3 + 3 + 2
@@ -224,7 +224,7 @@ def test_the_disturbed_run_says_what_the_undisturbed_says(undisturbed, disturbed
     said = []
     for run in (undisturbed, disturbed):
         words = ["--run", run, "--temperature", "0", "--tokens", "40", "--json"]
-        said.append(json.loads(llama_course("generate", *words, "three four"))["text"])
+        said.append(json.loads(said_by("generate", *words, "three four"))["text"])
     assert said[0] == said[1] and "five six seven eight nine ten one two" in said[0]
 
 
@@ -251,7 +251,7 @@ def test_both_went_the_same_way(undisturbed, disturbed):
         assert words in page
     assert page.count("<td class=n>160</td>") == len(SOURCES)
     (disturbed / "report.html").unlink()
-    llama_course("report", disturbed)
+    said_by("report", disturbed)
     assert (disturbed / "report.html").read_text(encoding="utf-8") == page
     newest = max((disturbed / "checkpoints").glob("step-*"))
     assert read_table(newest)["step"] == STEPS
@@ -259,35 +259,24 @@ def test_both_went_the_same_way(undisturbed, disturbed):
 
 def test_the_run_is_evaluated_and_served(disturbed):
     scores = json.loads(
-        llama_course("eval", "--model", disturbed, "--tasks", "boolq", "--limit", 2, "--json")
+        said_by("eval", "--model", disturbed, "--tasks", "boolq", "--limit", 2, "--json")
     )
     assert scores
     model, tokenizer = load(disturbed)
     ids = tokenizer.encode("six seven", bos=True)
     wanted = tokenizer.decode([*ids, *generate(model, ids, 12, temperature=0)])
-    process = Forked(
-        as_command, "llama_course.command.cli:main", "serve", "--run", disturbed, "--port", "0"
-    )
-    try:
-        said = ""
-        while not (address := re.search(r"http://[\d.:]+", said)):
-            assert process.poll() is None, said
-            said = "".join(Path(file.name).read_text() for file in process.files)
-            time.sleep(0.05)
-        with urllib.request.urlopen(f"{address[0]}/v1/models", timeout=60) as answer:
+    with server(disturbed) as (_, address):
+        with urllib.request.urlopen(f"{address}/v1/models", timeout=60) as answer:
             name = json.load(answer)["data"][0]["id"]
         body = {"model": name, "prompt": "six seven", "max_tokens": 12, "temperature": 0}
         request = urllib.request.Request(
-            f"{address[0]}/v1/completions",
+            f"{address}/v1/completions",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             text = json.load(answer)["choices"][0]["text"]
         assert "six seven" + text == wanted
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_the_run_is_finetuned_and_exported(disturbed, place):
@@ -295,12 +284,12 @@ def test_the_run_is_finetuned_and_exported(disturbed, place):
     (place / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tuned = place / "tuned"
     words = ["--weights", disturbed, "--out", tuned, "--data", place / "answers.jsonl"]
-    llama_course("finetune", *words, "--steps", 4, "--batch-size", 4, "--seq-len", 32)
+    said_by("finetune", *words, "--steps", 4, "--batch-size", 4, "--seq-len", 32)
     assert RunFolder(tuned).is_done
-    llama_course("export", disturbed, "--to", "hf", "--out", place / "hf")
+    said_by("export", disturbed, "--to", "hf", "--out", place / "hf")
     words = ["--temperature", "0", "--tokens", "12", "--json", "two three"]
     texts = [
-        json.loads(llama_course("generate", option, path, *words))["text"]
+        json.loads(said_by("generate", option, path, *words))["text"]
         for option, path in (("--run", disturbed), ("--weights", place / "hf"))
     ]
     assert texts[0] == texts[1] and "four five six" in texts[0]

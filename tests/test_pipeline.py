@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import tomllib
@@ -16,6 +15,7 @@ from xml.parsers.expat import ExpatError
 
 import numpy as np
 import pytest
+from forked import COMMAND, Forked, as_program, in_own_group, llama_course, ran
 
 pytest.importorskip("datatrove", reason="the pipeline needs llama_course[data]")
 
@@ -38,7 +38,6 @@ from llama_course.support.errors import UserError  # noqa: E402
 from llama_course.support.shards import Shard  # noqa: E402
 from llama_course.tokenizer import Tokenizer  # noqa: E402
 
-BASE = [sys.executable, "-m", "llama_course.command.cli", "data"]
 WORDS = """the quick brown fox jumps over a lazy dog while rain falls on seven quiet hills
 by day and night""".split()
 
@@ -655,9 +654,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, code):
         top="tasks = 40\nworkers = 2",
     )
     out, markers = tmp_path / "out", tmp_path / "out" / "work" / "s" / "1" / "completions"
-    process = subprocess.Popen(
-        [*BASE, str(path), "--out", str(out)], stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = Forked(in_own_group, *COMMAND, "data", path, "--out", out)
     while process.poll() is None and len(list(markers.glob("*"))) < 4:
         time.sleep(0.01)
     process.kill()
@@ -668,7 +665,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, code):
         and 4 <= len(done) < 40
         and not (out / "data.json").exists()
     )
-    assert gone(process.pid), "a worker outlived the command"
+    assert gone(process.process.pid), "a worker outlived the command"
     again = build_corpus(
         recipe(tmp_path, ["short_lines", "without_header", "near_duplicates"], top="tasks = 40"),
         out,
@@ -686,19 +683,12 @@ def test_a_killed_worker_is_said(tmp_path, code):
     path = recipe(
         tmp_path, ["without_header", "without_tex_comments"], top="tasks = 40\nworkers = 2"
     )
-    process = subprocess.Popen(
-        [*BASE, str(path), "--out", str(tmp_path / "out")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
+    process = Forked(in_own_group, *COMMAND, "data", path, "--out", tmp_path / "out")
+    pid = process.process.pid
     markers = tmp_path / "out" / "work" / "s" / "1" / "completions"
     while process.poll() is None and len(list(markers.glob("*"))) < 2:
         time.sleep(0.01)
-    workers = [
-        c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())
-    ]
+    workers = [c for c in psutil.Process(pid).children() if "spawn_main" in " ".join(c.cmdline())]
     workers[0].kill()
     out, err = process.communicate(timeout=120)
     assert (
@@ -706,7 +696,7 @@ def test_a_killed_worker_is_said(tmp_path, code):
         and out == ""
         and "a worker process was killed" in err.splitlines()[-1]
     ), err
-    assert gone(process.pid)
+    assert gone(pid)
 
 
 # the command
@@ -715,13 +705,11 @@ def test_a_killed_worker_is_said(tmp_path, code):
 def test_the_command(tmp_path):
     lay_out(tmp_path / "in", [prose(i) for i in range(9)] + ["a" * 2000, ""], 3)
     path = recipe(tmp_path, ["short_lines"])
-    ran = subprocess.run(
-        [*BASE, str(path), "--out", str(tmp_path / "out"), "--json"], capture_output=True, text=True
-    )
-    made = json.loads(ran.stdout)
+    done = llama_course("data", path, "--out", tmp_path / "out", "--json")
+    made = json.loads(done.stdout)
     assert (
-        ran.returncode == 0
-        and ran.stderr == ""
+        done.returncode == 0
+        and done.stderr == ""
         and made == json.loads((tmp_path / "out" / "data.json").read_text())
     )
     gone = {
@@ -904,5 +892,5 @@ def test_without_the_extra_one_line_says_so(tmp_path):
         f"try: build_corpus({str(recipe(tmp_path))!r}, {str(tmp_path / 'out')!r})\n"
         "except UserError as e: print(e)"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "llama_course[data]" in ran.stdout and ran.stderr == ""
+    done = ran(as_program, program)
+    assert "llama_course[data]" in done.stdout and done.stderr == ""
