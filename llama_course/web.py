@@ -272,7 +272,7 @@ class NGramModel:
         vocab_size: int = None,  # if given, pieces never seen share the discount of the last level
     ):
         self.encode, self.order, self.discount, self.vocab_size = encode, order, discount, vocab_size
-        self.levels = []  # for 1, 2, ... pieces: their counts; context -> (its count, its share for the rest)
+        self.levels = []  # for 1, 2, ... pieces: context -> (its count, its share for the rest, piece -> count)
 
     def fit(
         self,
@@ -286,11 +286,12 @@ class NGramModel:
         if not counts:
             raise UserError("a language model needs text to count, and got none: check the source.")
         for _ in range(self.order):
-            total, types = Counter(), Counter(gram[:-1] for gram in counts)
+            level = {}
             for gram, count in counts.items():
-                total[gram[:-1]] += count
-            rest = {h: (total[h], self.discount * types[h] / total[h]) for h in total}
-            self.levels.insert(0, (dict(counts), rest))
+                level.setdefault(gram[:-1], {})[gram[-1]] = count
+            totals = {h: sum(after.values()) for h, after in level.items()}
+            self.levels.insert(0, {h: (totals[h], self.discount * len(after) / totals[h], after)
+                                   for h, after in level.items()})
             # of each shorter run, how many different pieces came before
             counts = Counter(gram[1:] for gram in counts)
         return self
@@ -312,19 +313,17 @@ def probability(
     context,  # the pieces before it; the last `order - 1` count
 ) -> float:
     "How probable the piece is after the context."
-    counts, rest = self.levels[0]
-    total, share = rest[()]
-    p = counts.get((piece,), 0) / total
+    total, share, counts = self.levels[0][()]
+    p = counts.get(piece, 0) / total
     if self.vocab_size:  # without it, what was never seen has the probability 0
-        p = max(counts.get((piece,), 0) - self.discount, 0) / total
+        p = max(counts.get(piece, 0) - self.discount, 0) / total
         p += share / (self.vocab_size + 1)  # every piece, and the end
     for n in range(1, min(len(context), self.order - 1) + 1):
-        counts, rest = self.levels[n]
-        before = tuple(context[len(context) - n :])
-        if before not in rest:
+        found = self.levels[n].get(tuple(context[len(context) - n :]))
+        if found is None:
             break
-        total, share = rest[before]
-        p = max(counts.get((*before, piece), 0) - self.discount, 0) / total + share * p
+        total, share, counts = found
+        p = max(counts.get(piece, 0) - self.discount, 0) / total + share * p
     return p
 
 # %% ../nbs/04_web.ipynb #c071
