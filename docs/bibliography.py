@@ -1,9 +1,11 @@
 "The bibliography: references.bib as a page, and the links of all who cite it."
 
 import re
+import unicodedata
 from pathlib import Path
 
 from pybtex.database import Entry, parse_file
+from pybtex.richtext import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 CITED = re.compile(
@@ -32,8 +34,8 @@ def references_page(works: dict[str, Entry]) -> str:
         "",
     ]
     unique = {id(work): work for work in works.values()}.values()
-    for work in sorted(unique, key=lambda work: (authors(work), work.fields["year"])):
-        title = work.fields["title"].strip("{}")
+    for work in sorted(unique, key=lambda work: (plain(authors(work)), work.fields["year"])):
+        title = str(Text.from_latex(work.fields["title"]))  # without BibTeX's braces and accents
         paper = work.fields.get("eprint")
         link = (
             f"[arXiv {paper}](https://arxiv.org/abs/{paper})"
@@ -47,10 +49,15 @@ def references_page(works: dict[str, Entry]) -> str:
 
 def authors(work: Entry) -> str:
     "The last names; of many authors the first one's."
-    people = [" ".join(person.last_names) for person in work.persons["author"]]
+    people = [" ".join(map(str, person.rich_last_names)) for person in work.persons["author"]]
     if people[-1] == "others":
         return f"{people[0]} et al."
     return people[0] if len(people) == 1 else f"{', '.join(people[:-1])} and {people[-1]}"
+
+
+def plain(name: str) -> str:
+    "The name as it is sorted, without accents."
+    return unicodedata.normalize("NFD", name).encode("ascii", "ignore").decode()
 
 
 def link_citations(text: str, works: dict[str, Entry]) -> str:

@@ -18,8 +18,9 @@ from bs4 import BeautifulSoup, Tag
 from build import PARTS, chapters, slug
 from conf import about, html_baseurl
 from jinja2 import Environment, FileSystemLoader
+from pikepdf import Array, ObjectStreamMode, Pdf
+from pikepdf import Page as Leaf
 from playwright.sync_api import Browser, sync_playwright
-from pypdf import PdfReader
 
 DOCS = Path(__file__).resolve().parent
 NAME = "llama_course.pdf"
@@ -133,34 +134,45 @@ def print_pages(
     site: Path,
     target: Path,  # the PDF
     names: Mapping[str, int],  # the pages, and their levels in the table of contents
-) -> PdfReader:
-    "Write the PDF and return it, opened."
+) -> int:
+    "Write the PDF and return the number of its pages."
     pages = assemble(site, names)
     template = Environment(loader=FileSystemLoader(DOCS), autoescape=True).get_template("pdf.html")
     target.parent.mkdir(parents=True, exist_ok=True)
-    whole = target.with_suffix(".html")
+    whole, draft = target.with_suffix(".html"), target.with_suffix(".draft.pdf")
     numbers: dict[str, int] = {}
     for _ in range(2):
         text = template.render(head=head_of(site), about=about, pages=pages, numbers=numbers)
         whole.write_text(text, encoding="utf-8")
-        tab = browser.new_page()
-        tab.set_default_timeout(0)  # hundreds of pages
-        tab.goto(whole.resolve().as_uri(), wait_until="load")
-        tab.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise; }")
-        tab.evaluate("document.fonts.ready.then(() => null)")
-        paper = {"top": "16mm", "bottom": "18mm", "left": "18mm", "right": "18mm"}
-        look = {"display_header_footer": True, "header_template": "<span></span>"}
-        tab.pdf(path=target, format="A4", margin=paper, footer_template=FOOTER, outline=True,
-                tagged=True, print_background=True, **look)  # fmt: skip
-        tab.close()
-        reader = PdfReader(target)
-        places = {name.lstrip("/"): goal for name, goal in reader.named_destinations.items()}
-        numbers = {
-            page.key: (reader.get_destination_page_number(places[page.key]) or 0) + 1
-            for page in pages
-        }
+        print_page(browser, whole, draft)
+        with Pdf.open(draft) as pdf:
+            numbers = {page.key: number_of(page.key, pdf) for page in pages}
+            # a tag per word of code is most of the file, and shrinks to a tenth
+            pdf.save(target, object_stream_mode=ObjectStreamMode.generate)
+            count = len(pdf.pages)
     whole.unlink()
-    return reader
+    draft.unlink()
+    return count
+
+
+def print_page(browser: Browser, source: Path, target: Path):
+    "Print a page of HTML, with bookmarks from its headings."
+    tab = browser.new_page()
+    tab.set_default_timeout(0)  # hundreds of pages
+    tab.goto(source.resolve().as_uri(), wait_until="load")
+    tab.evaluate("async () => { if (window.MathJax?.startup) await MathJax.startup.promise; }")
+    tab.evaluate("document.fonts.ready.then(() => null)")
+    paper = {"top": "16mm", "bottom": "18mm", "left": "18mm", "right": "18mm"}
+    look = {"display_header_footer": True, "header_template": "<span></span>"}
+    tab.pdf(path=target, format="A4", margin=paper, footer_template=FOOTER, outline=True,
+            tagged=True, print_background=True, **look)  # fmt: skip
+    tab.close()
+
+
+def number_of(key: str, pdf: Pdf) -> int:
+    "The number of the page that an anchor came to stand on."
+    goal = pdf.Root.Dests[f"/{key}"]
+    return Leaf((goal if isinstance(goal, Array) else goal.D)[0]).index + 1
 
 
 def offer(site: Path, pdf: Path, pages: int):
@@ -185,7 +197,7 @@ def main(site: Path = DOCS / "_site", target: Path = DOCS / "_pdf" / NAME):
         raise SystemExit(f"A PDF is printed by a browser: install one of {', '.join(BROWSERS)}.")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser)
-        count = len(print_pages(chromium, site, target, contents()).pages)
+        count = print_pages(chromium, site, target, contents())
         chromium.close()
     offer(site, target, count)
     print(f"The course is in {target}, {count} pages, and the site's first page links to it.")

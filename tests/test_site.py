@@ -273,6 +273,10 @@ def test_a_name_in_prose_leads_to_its_definition_and_a_term_to_the_glossary(site
     assert re.search(r'href="\.\./api/model\.html#llama_course\.model\.Parts', page)
     assert re.search(r'href="\.\./docs/glossary\.html#term-', page)
     assert "<h1>12. The model<a" in page
+    works = (site / "docs/references.html").read_text(encoding="utf-8")
+    assert (
+        re.search(r"Guo.*Hägele.*Hu et al", works, re.DOTALL) and "Hanu and Unitary team" in works
+    )
     norm = (site / "nbs/08_norm.html").read_text(encoding="utf-8")
     assert 'href="../docs/references.html#zhang2019"' in norm
 
@@ -311,8 +315,9 @@ def test_the_pdf_has_the_pages_in_order_unfolded_with_bookmarks_and_links(
     monkeypatch.syspath_prepend(ROOT / "docs")
     pdf = importlib.import_module("pdf")
     names = {"parts/architecture": 1, "nbs/08_norm": 2, "docs/symbols": 1}
-    pdf.print_pages(browser, site, tmp_path / "two.pdf", names)
+    count = pdf.print_pages(browser, site, tmp_path / "two.pdf", names)
     reader = PdfReader(tmp_path / "two.pdf")
+    assert len(reader.pages) == count and [p.name for p in tmp_path.iterdir()] == ["two.pdf"]
     pages = [" ".join(page.extract_text().split()) for page in reader.pages]
     whole = " ".join(pages)
     parts = [
