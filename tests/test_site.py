@@ -349,7 +349,7 @@ def test_the_pdf_has_the_pages_in_order_unfolded_with_bookmarks_and_links(
 def test_the_first_page_leads_to_the_pdf_once_it_is_there(site, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     pdf = importlib.import_module("pdf")
-    home = shutil.copy(site / "index.html", tmp_path)
+    home = Path(shutil.copy(site / "index.html", tmp_path))
     (tmp_path / "made.pdf").write_bytes(b"%PDF")
     for count in (9, 612):  # the second is printed later
         pdf.offer(tmp_path, tmp_path / "made.pdf", count)
