@@ -21,19 +21,20 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 READY := .venv/.ready
 
-# Three notebooks run at a time, or three files of tests, which often wait. Together they use the cores that there are:
+# Two notebooks run at a time, beside three files of tests, which often wait. Together they use the cores that there are:
 # each has its share of threads, and a thread that waits for others sleeps and does not spin on a core that they need.
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 THREADS := $(shell expr \( $(CORES) + 1 \) / 2)
 SHARED := OMP_NUM_THREADS=$(THREADS) NUMBA_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=passive
-NBDEV_TEST := $(SHARED) $(BIN)/nbdev_test --n_workers 3 --timing --do_print
+BOTH := $(MAKE) --no-print-directory --jobs 2
 
 # The kernel and the settings of .venv, whatever else is installed for this user; nothing is fetched at run time.
 export JUPYTER_PREFER_ENV_PATH := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test docs pdf slides bench chapter cluster mutants seeds update generate
+.PHONY: help demo lab test test-form test-types test-files test-notebooks
+.PHONY: docs pdf slides bench chapter cluster mutants seeds update generate
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -60,14 +61,25 @@ lab: $(READY)
 	JUPYTER_CONFIG_PATH=docs/lab $(BIN)/jupyter lab $(ARGS)
 
 test: $(READY)
-	@echo "== 1/3 what is generated equals its sources; the form of the code =="
+	@echo "== 1/2 what is generated equals its sources; the form of the code =="
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_clean --fname solutions  # of what opening a notebook writes
-	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && $(BIN)/mypy
+	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
+	@$(BOTH) test-types test-form
+	@echo "== 2/2 all tests, the site and the browser among them; beside them the notebooks run =="
+	@$(BOTH) test-notebooks test-files
+
+test-types:
+	@$(BIN)/mypy
+
+test-form:
 	@$(BIN)/pytest -q tests/test_repo.py tests/test_house.py
-	@echo "== 2/3 the notebooks run =="
-	@$(NBDEV_TEST)
-	@$(NBDEV_TEST) --path solutions
-	@echo "== 3/3 all tests, the site and the browser among them =="
+
+# What they say is shown in the end, in one piece. The cells of solutions/ run in tests/test_grading.py.
+test-notebooks:
+	@said=$$($(SHARED) $(BIN)/nbdev_test --n_workers 2 --timing --do_print 2>&1); status=$$?; \
+	  printf '\n== the notebooks ==\n%s\n' "$$said"; exit $$status
+
+test-files:
 	@$(SHARED) $(BIN)/pytest -n 3 --dist loadfile --ignore tests/test_repo.py --ignore tests/test_house.py $(ARGS)
 
 docs: $(READY)

@@ -1,14 +1,12 @@
 "Your own LLaMA: parts of a learner's, put together, compared and trained."
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import llama_course
 
 from llama_course.classroom.assemble import SMALL, compare_parts, judged, losses_of, settled
 from llama_course.classroom.parts import SLOTS, Assembly, Part, collect
@@ -141,13 +139,7 @@ def test_what_is_not_answered_is_the_courses(tmp_path):
 
 def test_the_command_trains_speaks_and_exports(tmp_path):
     words = ["assemble", "--folder", str(SOLVED), "--run", "mine", "--steps", "3", "--json"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "llama_course", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    ran = llama_course(*words, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr[-2000:]
     result = json.loads(ran.stdout)
     assert sum(part["own"] for part in result["parts"]) == len(SLOTS)

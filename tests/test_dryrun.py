@@ -1,5 +1,6 @@
 """The dry run: true to real processes, to the formula, and to itself at every depth."""
 
+import gc
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from forked import llama_course
 
 from llama_course.collectives import spawn
 from llama_course.dryrun import (
@@ -29,6 +31,14 @@ from llama_course.planner import Layout, memory, parameters, shape_of
 from llama_course.support.errors import UserError
 
 SMALL = LlamaConfig(dim=64, n_layers=3, n_heads=4, vocab_size=96, hidden_dim=192, max_seq_len=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left():
+    """What a record watches is dropped now: later, in another file's test, the judge may have
+    closed this chapter."""
+    yield
+    gc.collect()
 
 
 # --- the record
@@ -107,19 +117,18 @@ def test_two_real_processes_keep_the_same_book(layout):
     [
         (8, Layout(4, 2, True, 2, "none")),
         (2048, Layout(256, 8, True, 2, "selective")),
-        (64, Layout(64, 1, True, 1, "full")),
-        (2, Layout(2, 1, True, 1, "selective")),
+        (64, Layout(64, 1, True, 1, "selective")),
         (8, Layout(2, 4, False, 1, "full")),
         (1, Layout(1)),
     ],
 )
-def test_few_blocks_say_what_twelve_do(ranks, layout):
+def test_few_blocks_say_what_eight_do(ranks, layout):
     config = LlamaConfig(
-        dim=128, n_layers=12, n_heads=8, vocab_size=512, hidden_dim=256, max_seq_len=64
+        dim=128, n_layers=8, n_heads=8, vocab_size=512, hidden_dim=256, max_seq_len=64
     )
     line, depths = count_step(config, layout, 64)
     truth, whole = count_step(config, layout, 64, full=True)
-    assert depths == [4, 5, 6] and whole == [12] and line == truth
+    assert depths == [4, 5, 6] and whole == [8] and line == truth
     assert layout.data * layout.tensor == ranks
 
 
@@ -160,14 +169,13 @@ def test_the_planner_agrees_within_five_percent(name, layout):
 
 
 def test_more_of_everything_is_counted():
-    total = lambda layout: sum(dry_run(SMALL, layout, 32)["memory_gib"].values())
-    base = Layout(4, 2, True, 2, "none")
-    assert (
-        total(replace(base, checkpointing="full"))
-        < total(base)
-        < total(replace(base, micro_batch=4))
-    )
-    assert total(base) < total(replace(base, sequence=False))
+    def total(**changes):
+        layout = replace(Layout(4, 2, True, 2, "none"), **changes)
+        return sum(dry_run(SMALL, layout, 32)["memory_gib"].values())
+
+    base = total()
+    assert total(checkpointing="full") < base < total(micro_batch=4)
+    assert base < total(sequence=False)
 
 
 def test_fsdp_sends_what_theory_says():
@@ -216,5 +224,5 @@ def test_the_command_for_65b_on_2048_gpus():
 
 
 def test_the_command_refuses_in_one_line():
-    done = command("--model", "7B", "--gpus", "64", "--compiled")
+    done = llama_course("plan", "--dry-run", "--model", "7B", "--gpus", "64", "--compiled")
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.strip().splitlines()) == 1

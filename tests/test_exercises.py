@@ -109,7 +109,7 @@ def test_messages_call_the_arguments_as_the_task_does():
                     assert EXERCISES[name].names[: len(given)] == given, name
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 12345])
+@pytest.mark.parametrize("seed", [0, 12345])  # fifty of them: make seeds
 @pytest.mark.parametrize("task", TASKS, ids=name_of)
 def test_right_answers_pass(task, seed):
     for answer in task.rights:

@@ -7,7 +7,6 @@ import stat
 from importlib import metadata
 from pathlib import Path
 
-import peft
 import pytest
 import sentencepiece
 import torch
@@ -261,6 +260,8 @@ def test_llama_cpp_has_the_same_ids_writes_the_same_and_asks_the_same(home, toke
 
 def test_peft_computes_what_the_course_has_merged(home):
     base = transformers.AutoModelForCausalLM.from_pretrained(home / "run.hf")
+    import peft  # takes seconds, in every process that collects tests
+
     theirs = peft.PeftModel.from_pretrained(base, home / "peft")
     with theirs.disable_adapter():
         close(logits(load_model(home / "run")), logits(theirs))

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from forked import as_program, ran
 
 from llama_course.files.hugging_face import save_hugging_face
 from llama_course.files.load import load, load_tokenizer
@@ -21,6 +23,7 @@ from llama_course.tasks.lm_eval import (
     adapter,
     answers_of,
     as_write,
+    lm_eval_command,
     lm_evaluate,
     open_pair,
     pair_likelihoods,
@@ -36,8 +39,8 @@ from llama_course.tasks.rows import load_items
 from llama_course.tasks.runner import evaluate
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-pytest.importorskip("lm_eval", reason="pip install 'llama_course[eval]'")
-lm_model = pytest.importorskip("lm_eval.api.model")
+if not find_spec("lm_eval"):  # importing it takes seconds, in every process that collects tests
+    pytest.skip("pip install 'llama_course[eval]'", allow_module_level=True)
 pytest.importorskip("gguf", reason="pip install 'llama_course[smollm]'")
 CONTEXT = 96  # tokens that the tiny model reads
 
@@ -323,7 +326,9 @@ def test_our_gsm8k_is_theirs(written):
 def speaker(texts):
     "A model of lm-eval's that answers each prompt with a text that is given."
 
-    class Speaker(lm_model.LM):
+    from lm_eval.api.model import LM
+
+    class Speaker(LM):
         asked = []
 
         def loglikelihood(self, requests):
@@ -430,23 +435,6 @@ def test_programs_and_formulas_score_as_theirs(name, tmp_path, monkeypatch):
 # --- its command
 
 
-def run(*args, **environment):
-    command = [
-        sys.executable,
-        "-m",
-        "llama_course.tasks.lm_eval",
-        "--model",
-        "llama_course",
-        *map(str, args),
-    ]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )
-
-
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         open_pair(tmp_path / "none")
@@ -454,25 +442,16 @@ def test_a_model_that_is_not_there(tmp_path):
         open_pair(None)
 
 
-def test_their_command_runs_our_model(pair, tmp_path):
+def test_their_command_runs_our_model(pair, tmp_path, monkeypatch, capsys):
     model, tokenizer = pair
     save_hugging_face(model, tmp_path / "model")
     tokenizer._merges.save(str(tmp_path / "model" / "tokenizer.json"))
     write_tasks(tmp_path / "tasks", ["piqa"])
-    done = run(
-        "--model_args",
-        f"path={tmp_path / 'model'}",
-        "--tasks",
-        "piqa",
-        "--limit",
-        1,
-        "--include_path",
-        tmp_path / "tasks",
-        "--output_path",
-        tmp_path / "out.json",
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "|piqa|" in done.stdout.replace(" ", "")
+    words = f"--model llama_course --model_args path={tmp_path}/model --tasks piqa --limit 1"
+    words += f" --include_path {tmp_path}/tasks --output_path {tmp_path}/out.json"
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *words.split()])
+    lm_eval_command()
+    assert "|piqa|" in capsys.readouterr().out.replace(" ", "")
     (written,) = tmp_path.rglob("out*.json")
     assert set(json.loads(written.read_text())["results"]) == {"piqa"}
 
@@ -480,7 +459,7 @@ def test_their_command_runs_our_model(pair, tmp_path):
 def test_without_lm_eval_it_says_which_extra():
     code = "import sys; sys.modules['lm_eval'] = None; "
     code += "import llama_course.tasks.lm_eval as h; h.lm_eval_command()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = ran(as_program, code)
     assert (
         done.returncode == 2
         and "llama_course[eval]" in done.stderr

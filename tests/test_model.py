@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import transformers
+from forked import as_program, ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -450,7 +450,7 @@ def test_loading_takes_the_memory_once(tmp_path):
         weights = sum(p.nbytes for p in model.parameters())
         print((memory("VmHWM") - before) * 1024 / weights)
     """
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    done = ran(as_program, code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert 0.9 < float(done.stdout) < 1.2
 

@@ -176,7 +176,7 @@ def test_the_same_code_on_processes():
 SHAPE = dict(
     dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, hidden_dim=96, max_seq_len=32
 )
-TEXT = torch.randint(64, (20, 4, 33), generator=torch.Generator().manual_seed(1))
+TEXT = torch.randint(64, (8, 4, 33), generator=torch.Generator().manual_seed(1))
 
 
 def whole(t):
@@ -187,10 +187,10 @@ def local(t):
     return t.to_local() if isinstance(t, DTensor) else t
 
 
-def twenty_steps(spread=lambda model: model, rank=0, size=1, **changes):
+def eight_steps(spread=lambda model: model, rank=0, size=1, **changes):
     torch.manual_seed(0)
     model = spread(Llama(LlamaConfig(**SHAPE | changes)))
-    step_of, losses, norms, first = Step(model, Recipe(20, {}, lr=3e-3)), [], [], None
+    step_of, losses, norms, first = Step(model, Recipe(8, {}, lr=3e-3)), [], [], None
     for batch in TEXT:
         loss, norm = step_of(batch.chunk(size)[rank], 3e-3)
         losses.append(loss), norms.append(norm)
@@ -204,7 +204,7 @@ def arrangements(cases):
     for name, (tensor, how, changes) in cases.items():
         mesh = make_mesh(tensor)
         data = mesh["data"].get_local_rank(), mesh["data"].size()
-        losses, norms, first, step_of = twenty_steps(
+        losses, norms, first, step_of = eight_steps(
             lambda m: parallelize(m, mesh, **how), *data, **changes
         )
         dist.all_reduce(mean := torch.tensor(losses, dtype=torch.float64))
@@ -239,7 +239,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def alone():
-    return {tied: twenty_steps(tie_embeddings=tied) for tied in (False, True)}
+    return {tied: eight_steps(tie_embeddings=tied) for tied in (False, True)}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from urllib.parse import quote
 import nbformat
 import pytest
 from pypdf import PdfReader
-from sphinx.util.inventory import InventoryFile
 
 ROOT = Path(__file__).resolve().parent.parent
 LECTURES = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -257,6 +256,8 @@ def test_the_search_finds_the_chapter_first_and_shows_a_sentence(site, browser):
 
 def test_every_name_is_in_the_inventory_that_others_link_to(site):
     content = (site / "objects.inv").read_bytes()
+    from sphinx.util.inventory import InventoryFile
+
     entries = InventoryFile.loads(content, uri="").data
     assert "llama_course.norm.RMSNorm" in entries["py:class"]
     assert "llama_course.rope.apply_rotary" in entries["py:function"]
