@@ -18,7 +18,7 @@ doubling_all_reduce = Exercise(
     condition=cancellation,
     call=on_stage(lambda tensors: [(t,) for t in tensors]),
     allowed=GIVEN + RINGS,
-    points={"values": 4, "laws": 2, "cost": 4},
+    points={"values": 3, "laws": 1, "cost": 6},
     hints=(
         "Two ranks: each sends the other one half, adds what it gets to its own half, and sends "
         "the sum back. Four ranks: first with the rank that is two away, then, with half of the "

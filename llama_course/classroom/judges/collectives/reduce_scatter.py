@@ -14,7 +14,7 @@ reduce_scatter = Exercise(
     condition=cancellation,
     call=on_stage(lambda parts: [(list(own),) for own in parts]),
     allowed=GIVEN,
-    points={"values": 5, "laws": 2, "cost": 3},
+    points={"values": 3, "laws": 1, "cost": 6},
     hints=(
         "Every part has to travel to one rank and be added up on the way, or there. Who sends"
         " what to whom?",

@@ -36,7 +36,7 @@ batched_lora = Exercise(
     difficulty=2,
     wrt=("x", "a", "b"),
     factor=256.0,
-    points={"values": 3, "gradients": 2, "laws": 1, "cost": 4},
+    points={"values": 2, "gradients": 1, "laws": 1, "cost": 6},
     hints=(
         "The frozen map is the same for all texts: one product. What differs is thin.",
         "a[which] is (N, r, in), the adapter of each text, and small. A batched product does the "

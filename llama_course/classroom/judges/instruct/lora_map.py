@@ -38,7 +38,7 @@ lora_map = Exercise(
     difficulty=2,
     wrt=("x", "da", "db"),
     factor=64.0,
-    points={"values": 3, "gradients": 3, "laws": 2, "cost": 2},
+    points={"values": 2, "gradients": 1, "laws": 1, "cost": 6},
     hints=(
         "The map is W x + (alpha / r) B A x. W never changes. A and B are what they were at "
         "the start plus da and db. Which of them may be random at the start, if the product "

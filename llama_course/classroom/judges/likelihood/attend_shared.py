@@ -11,7 +11,7 @@ attend_shared = Exercise(
     minutes=30,
     difficulty=3,
     factor=32.0,
-    points={"values": 5, "laws": 2, "cost": 3},
+    points={"values": 3, "laws": 1, "cost": 6},
     hints=(
         "Each query has scores for all S context places and for the places of its own option "
         "up to itself. One softmax runs over both together.",

@@ -19,7 +19,7 @@ parallel_swiglu = Exercise(
             (x, *shards, grad) for shards in zip(w1.chunk(n), w2.chunk(n, dim=1), w3.chunk(n))
         ]
     ),
-    points={"values": 5, "laws": 1, "cost": 4},
+    points={"values": 3, "laws": 1, "cost": 6},
     hints=(
         "What can a rank compute of silu(W1 x) * W3 x, with some rows of W1 and W3? And of W2"
         " times that? Nothing has to be sent until then.",

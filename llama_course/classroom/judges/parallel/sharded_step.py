@@ -19,7 +19,7 @@ sharded_step = Exercise(
             for grad, m, s in zip(grads, mean.chunk(len(grads)), square.chunk(len(grads)))
         ]
     ),
-    points={"values": 5, "laws": 2, "cost": 3},
+    points={"values": 3, "laws": 1, "cost": 6},
     hints=(
         "A rank updates only the share whose averages it has. Of which gradient does it need "
         "what, and how do the others hear of the new weights?",

@@ -14,7 +14,7 @@ accumulate_gradients = Exercise(
     minutes=20,
     difficulty=2,
     factor=64.0,
-    points={"values": 4, "laws": 2, "cost": 4},
+    points={"values": 3, "laws": 1, "cost": 6},
     hints=(
         "Two micro-batches with 1 and 9 counted tokens: the mean of their means gives that one "
         "token as much weight as the other nine together.",
