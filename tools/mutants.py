@@ -301,6 +301,9 @@ reason, or the judge was mended; the share is of the changes that are not equiva
 """
 
 
+COLUMNS = 6  # of the table
+
+
 class Score(NamedTuple):
     "A chapter's counts."
 
@@ -322,8 +325,10 @@ def write_table(
     "Puts the chapters' rows into the table; those of other chapters stay."
     rows = {}
     if TABLE.exists():
-        lines = TABLE.read_text("utf-8").splitlines()
-        rows = {line.split("|")[1].strip(): line for line in lines if line[2:4].isdigit()}
+        lines = [line for line in TABLE.read_text("utf-8").splitlines() if line[2:4].isdigit()]
+        rows = {
+            line.split("|")[1].strip(): line for line in lines if line.count("|") == COLUMNS + 1
+        }
     for chapter, score in scores.items():
         cells = (chapter, *score, datetime.date.today().isoformat())
         rows[chapter] = f"| {' | '.join(map(str, cells))} |"
