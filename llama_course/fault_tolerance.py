@@ -125,7 +125,7 @@ class Checkpoints:
         self.group = dist.new_group(backend="gloo") if many else None
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
 
-
+# %% ../nbs/18_fault_tolerance.ipynb #c022b
 @patch
 def save(self: Checkpoints, step: int, seconds: float = 0.0):
     "Copies the state, and returns while it is written."
@@ -186,7 +186,7 @@ def verified(self: Checkpoints, path: Path) -> dict | None:
         dist.all_gather_object(good, own, group=self.group)
     return about if all(good) else None
 
-
+# %% ../nbs/18_fault_tolerance.ipynb #c024b
 @patch
 def load(self: Checkpoints) -> dict | None:
     """Puts the newest whole checkpoint into model and optimizer: its table; None if there is none.
