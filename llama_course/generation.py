@@ -209,9 +209,13 @@ def token_probabilities(
     return logits.masked_fill(p < min_p * p.amax(-1, keepdim=True), -torch.inf).softmax(-1)
 
 # %% ../nbs/21_generation.ipynb #c056
+SMALLEST = 1e-6  # a temperature below it is 0 to float32, a share below it is this
+
+
 def check_sampling(temperature, top_k, top_p, min_p=None):
     "Raises `UserError` for settings that leave nothing to draw from."
-    if not temperature >= 0: raise UserError(f"temperature={temperature}: it must be 0 (greedy) or more.")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature}: it must be 0 (greedy) or more, and finite.")
     if top_k is not None and top_k < 1: raise UserError(f"top_k={top_k}: at least 1 token must remain.")
     for name, p in (("top_p", top_p), ("min_p", min_p)):
         if p is not None and not 0 < p <= 1: raise UserError(f"{name}={p}: it must be in (0, 1].")
@@ -229,7 +233,8 @@ def sample_next(
     check_sampling(temperature, top_k, top_p, min_p)
     if not logits.amax(-1).isfinite().all():
         raise UserError("the model's logits are no numbers: its weights are damaged, or its dtype too small.")
-    if temperature == 0: return logits.argmax(-1)
+    if temperature < SMALLEST: return logits.argmax(-1)
+    top_p = None if top_p is None else max(top_p, SMALLEST)
     p = token_probabilities(logits.float(), temperature, top_k, top_p, min_p)
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 

@@ -208,11 +208,19 @@ def test_draws_are_as_frequent_as_promised(change):
     assert (chi_square - freedom) / (2 * freedom) ** 0.5 < 4.5
 
 
+@pytest.mark.parametrize("little", [5e-324, 1e-300, 1e-45, 1e-7])
+def test_what_is_nothing_to_float32_is_the_likeliest_token(little):
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    for least in (dict(temperature=little), dict(top_p=little), dict(min_p=1.0)):
+        assert torch.equal(sample_next(logits, **least), logits.argmax(-1))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         dict(temperature=-0.1),
         dict(temperature=float("nan")),
+        dict(temperature=float("inf")),
         dict(top_k=0),
         dict(top_k=-3),
         dict(top_p=0.0),

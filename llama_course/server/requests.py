@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llama_course.generation import check_prompt
+from llama_course.generation import SMALLEST, check_prompt
 from llama_course.server.conversation import chat_prompt
 from llama_course.serving import Batcher, Job
 from llama_course.support.errors import UserError
 from llama_course.support.options import OptionError, from_dict, option, options
 
-SMALLEST = 1e-6  # a share below it is taken for this; a temperature below it for 0
 MOST_PROMPTS = 8  # of a request
 MESSAGE_ROLES = {
     "system": "system",
