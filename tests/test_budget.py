@@ -123,6 +123,9 @@ def test_a_schedule_is_what_its_revisions_say():
     for after, steps in revisions:
         grown.add(after, steps)
     assert [grown.lr(n) for n in range(1551)] == [whole.lr(n) for n in range(1551)]
+    own = Schedule(recipe, revisions, lambda step, steps, lr, warmup: lr * step / steps)
+    shares = np.array([11 / 36, 12 / 3000, 1499 / 3000])  # another curve, revised at the same steps
+    assert [own.lr(n) for n in (11, 12, 1499)] == pytest.approx(recipe.lr * shares)
 
 
 # ---- with a model, in a folder

@@ -28,7 +28,8 @@ from llama_course.files.export import Export, export
 from llama_course.files.load import load
 from llama_course.files.run import RunFolder
 from llama_course.generation import KVCache, generate
-from llama_course.launch.demo import make_shards, make_tokenizer, settle, stage
+from llama_course.launch.budget import warmup_of
+from llama_course.launch.demo import budget_of, make_shards, make_tokenizer, settle, stage
 from llama_course.launch.run import run_identity, run_training
 from llama_course.launch.texts import divide
 from llama_course.model import Llama, LlamaConfig
@@ -239,22 +240,27 @@ def _run(run: RunFolder, assembly: Assembly) -> dict[str, Any]:
         recipe = _recipe(run, assembly, model, shards)
         with stage(run, "training"):
             loader, identity = make_loader(shards, recipe), run_identity(model, shards, recipe)
-            run_training(assembly.step(model, recipe), loader, run.path, identity, locked=True)
+            step, rate = assembly.step(model, recipe), assembly.function("schedule")
+            curve = (lambda at, *rest: rate(round(at), *rest)) if rate else cosine_lr
+            if budget := budget_of(run, recipe, curve):
+                step.schedule = None  # the budget asks it: the number of steps is revised
+            run_training(step, loader, run.path, identity, locked=True, budget=budget)
         model.save(run.path)
     trained, _ = load(run.path)
     own = assembly.model(config)
     own.load_state_dict(trained.state_dict())
     own.eval()
+    revisions = run.facts.revisions
     result = {"bits_per_byte": _bits(own, held_out["shakespeare"], run.recipe.seq_len),
               "bigram": bigram_bits(shards["shakespeare"], held_out["shakespeare"], tokenizer),
-              "steps": run.recipe.steps}  # fmt: skip
+              "steps": revisions[-1][1] if revisions else run.recipe.steps}  # fmt: skip
     prompt = tokenizer.encode("ROMEO:", bos=True)
     said = speak_by(assembly, own, prompt, 60, settings["seed"], tokenizer.eos_id)
     return result | {"said": tokenizer.decode(prompt + said)}
 
 
 def _recipe(run: RunFolder, assembly: Assembly, model: Llama, shards: dict[str, Shard]) -> Recipe:
-    "As the demo's; a number of minutes becomes a number of steps by measuring these parts."
+    "As the demo's; minutes become a first plan by measuring a few steps, see `TimeBudget`."
     if run.facts.recipe:
         return run.recipe
     settings = run.facts.settings
@@ -265,7 +271,7 @@ def _recipe(run: RunFolder, assembly: Assembly, model: Llama, shards: dict[str, 
             seconds = _seconds_per_step(assembly, model, shards, plain)
         run.note(seconds_per_step=round(seconds, 5))
         steps = max(1, round(60 * settings["minutes"] / seconds))
-    recipe = replace(plain, steps=steps, warmup=max(1, round(0.05 * steps)))
+    recipe = replace(plain, steps=steps, warmup=warmup_of(steps))
     run.note(recipe=asdict(recipe))
     return recipe
 

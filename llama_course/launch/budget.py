@@ -21,6 +21,7 @@ OVERTIME = 0.05  # of the budget: so much more, for the end of the schedule afte
 WARMUP = 0.05  # of all steps
 
 Revision = tuple[int, int]  # after so many steps, all steps of the run
+Curve = Callable[[Any, int, float, int], float]  # step, steps, lr, warmup: the rate of a step
 
 
 def warmup_of(steps: int) -> int:
@@ -36,8 +37,8 @@ class Schedule:
     it goes on from where it is, and falls faster.
     """
 
-    def __init__(self, recipe: Recipe, revisions: list[Revision]) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, revisions: list[Revision], curve: Curve = cosine_lr) -> None:
+        self.recipe, self.curve = recipe, curve
         self.parts: list[tuple[int, float, int]] = [(0, 0.0, recipe.steps)]
         for after, steps in revisions:
             self.add(after, steps)
@@ -58,7 +59,7 @@ class Schedule:
         steps = part[2]
         planned = self.recipe.warmup if part is self.parts[0] else warmup_of(steps)
         place: Any = self._place(part, step + 1)
-        return cosine_lr(place - 1, steps, self.recipe.lr, planned)
+        return self.curve(place - 1, steps, self.recipe.lr, planned)
 
     @staticmethod
     def _place(part: tuple[int, float, int], done: int) -> float:
@@ -77,10 +78,11 @@ class TimeBudget:
         revisions: list[Revision],  # of the run so far
         note: Callable[[list[Revision]], None],  # writes them down, before one takes effect
         clock: Callable[[], float] = time.perf_counter,
+        curve: Curve = cosine_lr,
     ) -> None:
         self.seconds, self.clock, self.note = seconds, clock, note
         self.revisions = list(revisions)
-        self.schedule = Schedule(recipe, self.revisions)
+        self.schedule = Schedule(recipe, self.revisions, curve)
         self._began = 0.0
         self._looks: deque[tuple[float, int]] = deque(maxlen=INTERVALS + 1)  # seconds, steps done
 

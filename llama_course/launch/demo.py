@@ -25,7 +25,7 @@ from llama_course.data import Document, sample, shakespeare, standard_library
 from llama_course.files.load import load
 from llama_course.files.run import RunFolder
 from llama_course.generation import end_ids, generate, stream_text
-from llama_course.launch.budget import TimeBudget, warmup_of
+from llama_course.launch.budget import Curve, TimeBudget, warmup_of
 from llama_course.launch.machine import can_compile, has_bfloat16, machine, seconds_per_step
 from llama_course.launch.run import train_in_folder
 from llama_course.launch.texts import (
@@ -37,6 +37,7 @@ from llama_course.launch.texts import (
     prepared_sources,
 )
 from llama_course.model import Llama, LlamaConfig
+from llama_course.optimizer import cosine_lr
 from llama_course.report.page import in_short, write_report
 from llama_course.support.disk import (
     atomic_write,
@@ -154,7 +155,7 @@ def choose_recipe(run: RunFolder, model: Llama, shards: dict[str, Shard]) -> Rec
     return recipe
 
 
-def budget_of(run: RunFolder, recipe: Recipe) -> TimeBudget | None:
+def budget_of(run: RunFolder, recipe: Recipe, curve: Curve = cosine_lr) -> TimeBudget | None:
     "The time that the run has, where it was asked for minutes; what it plans is kept in run.json."
     minutes = run.facts.settings["minutes"]
     if minutes is None:
@@ -164,7 +165,7 @@ def budget_of(run: RunFolder, recipe: Recipe) -> TimeBudget | None:
         run.note(revisions=[list(revision) for revision in revisions])
 
     revisions = [(after, steps) for after, steps in run.facts.revisions]
-    return TimeBudget(recipe, 60 * minutes, revisions, note)
+    return TimeBudget(recipe, 60 * minutes, revisions, note, curve=curve)
 
 
 def plain_costs(
