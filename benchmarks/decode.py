@@ -28,14 +28,17 @@ import typer
 from _shared import in_turns, litgpt_twin, machine, markdown, ratio, transformers_twin
 from quantized import apart, llama_cpp, smollm
 
+from llama_course.data import shakespeare
+from llama_course.files.gguf_out import write_gguf
 from llama_course.files.hugging_face import save_hugging_face
-from llama_course.files.load import load_model, load_quantized
+from llama_course.files.load import load_model, load_quantized, load_tokenizer
+from llama_course.formats import tensor_shapes
 from llama_course.generation import generate
 from llama_course.model import Llama, LlamaConfig
 from llama_course.quantization import has_kernels
 from llama_course.serving import bandwidth, step_bytes
 from llama_course.support.errors import UserError
-from llama_course.support.optional import need
+from llama_course.tokenizer import Tokenizer
 
 PROMPT = [1, 400, 33, 1025, 77, 8, 900, 61]
 
@@ -90,71 +93,14 @@ def litgpt_way(model: Llama):
     return say
 
 
-def write_gguf(model: Llama, path: Path, kind: str, end: int):
-    """The model as GGUF with matrices in F32, BF16 or F16.
-
-    llama.cpp wants a vocabulary, so it gets a list of numbers, and an end of text: a token that
-    the text does not have.
-    """
-    import numpy as np
-
-    gguf, c = need("gguf", "smollm"), model.config
-    w = gguf.GGUFWriter(path, "llama")
-    (
-        w.add_context_length(c.max_seq_len),
-        w.add_embedding_length(c.dim),
-        w.add_block_count(c.n_layers),
-    )
-    (
-        w.add_feed_forward_length(c.hidden_dim),
-        w.add_head_count(c.n_heads),
-        w.add_head_count_kv(c.n_kv_heads),
-    )
-    (
-        w.add_layer_norm_rms_eps(c.norm_eps),
-        w.add_rope_freq_base(c.rope_theta),
-        w.add_vocab_size(c.vocab_size),
-    )
-    w.add_rope_dimension_count(c.head_dim), w.add_tokenizer_model("llama")
-    (
-        w.add_token_list([f"t{i}" for i in range(c.vocab_size)]),
-        w.add_token_scores([0.0] * c.vocab_size),
-    )
-    w.add_token_types([3 if i == end else 1 for i in range(c.vocab_size)])
-    w.add_bos_token_id(end), w.add_eos_token_id(end), w.add_unk_token_id(end)
-    names = {
-        "tok_embeddings": "token_embd",
-        "norm": "output_norm",
-        "output": "output",
-        "attention.wq": "attn_q",
-        "attention.wk": "attn_k",
-        "attention.wv": "attn_v",
-        "attention.wo": "attn_output",
-        "feed_forward.w1": "ffn_gate",
-        "feed_forward.w2": "ffn_down",
-        "feed_forward.w3": "ffn_up",
-        "attention_norm": "attn_norm",
-        "ffn_norm": "ffn_norm",
-    }
-    for name, t in model.state_dict().items():
-        if name == "output.weight" and c.tie_embeddings:
-            continue
-        layer, rest = re.fullmatch(r"(?:layers\.(\d+)\.)?(.*)\.weight", name).groups()
-        to = f"{f'blk.{layer}.' if layer else ''}{names[rest]}.weight"
-        values = t.float().numpy()
-        form = gguf.GGMLQuantizationType[kind if t.dim() == 2 else "F32"]
-        w.add_tensor(to, gguf.quantize(np.ascontiguousarray(values), form), raw_dtype=form)
-    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
-
-
-def llama_cpp_ways(model: Llama, folder: Path, text: list[int]) -> dict:
+def llama_cpp_ways(model: Llama, folder: Path, tokenizer) -> dict:
     "llama.cpp over the same weights in the same precision; nothing where it is not installed."
-    kinds, ways = ["BF16", "F16"] if model.norm.weight.dtype == torch.bfloat16 else ["F32"], {}
-    end = next(i for i in range(model.config.vocab_size) if i not in PROMPT + text)
+    kinds = ["BF16", "F16"] if model.norm.weight.dtype == torch.bfloat16 else ["F32"]
+    shapes, ways = {n: tuple(shape) for n, shape in tensor_shapes(model.config).items()}, {}
     for kind in kinds:
-        write_gguf(model, path := folder / f"{kind}.gguf", kind, end)
-        numbers = lambda text: [int(i) for i in re.findall(r"t(\d+)", text)]
-        if say := apart(llama_cpp, path, torch.get_num_threads(), encode=numbers):
+        path = folder / f"{kind}.gguf"
+        write_gguf(path, model.config, shapes, model.state_dict(), tokenizer, None, kind)
+        if say := apart(llama_cpp, path, torch.get_num_threads()):
             ways[f"llama.cpp, {kind}"] = say
     return ways
 
@@ -164,34 +110,13 @@ def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
     program, c = os.environ.get("LLAMA2C"), model.config
     if not program or model.norm.weight.dtype != torch.float32:
         return None
-    state, parts = (
-        model.state_dict(),
-        [
-            "attention_norm",
-            "attention.wq",
-            "attention.wk",
-            "attention.wv",
-            "attention.wo",
-            "ffn_norm",
-            "feed_forward.w1",
-            "feed_forward.w2",
-            "feed_forward.w3",
-        ],
-    )
+    state = model.state_dict()
+    parts = "attention_norm attention.wq attention.wk attention.wv attention.wo".split()
+    parts += "ffn_norm feed_forward.w1 feed_forward.w2 feed_forward.w3".split()
     sign = 1 if c.tie_embeddings else -1
     with open(folder / "model.bin", "wb") as file:
-        file.write(
-            struct.pack(
-                "7i",
-                c.dim,
-                c.hidden_dim,
-                c.n_layers,
-                c.n_heads,
-                c.n_kv_heads,
-                sign * c.vocab_size,
-                c.max_seq_len,
-            )
-        )
+        sizes = c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, sign * c.vocab_size
+        file.write(struct.pack("7i", *sizes, c.max_seq_len))
         file.write(state["tok_embeddings.weight"].numpy().tobytes())
         for part in parts:
             for i in range(c.n_layers):
@@ -214,33 +139,27 @@ def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
         "-n",
         str(n),
     ]
-    said = subprocess.run(
-        command,
-        capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command += ["-t", "0", "-n", str(n)]
+    said = subprocess.run(command, capture_output=True, env=os.environ | threads)
     found = re.search(rb"tok/s: ([\d.]+)", said.stderr)
     return float(found[1]) if found else None
 
 
 def contestants(
-    model: Llama, folder: Path, tokens: int
+    model: Llama, folder: Path, tokenizer
 ) -> tuple[dict, list]:  # name -> say(ids, n); what was skipped
     "All that can run here."
     ours = lambda compiled: (
         lambda ids, n: list(generate(model, ids, n, temperature=0, compiled=compiled))
     )
-    ways, skipped = (
-        {"ours, compiled": ours(True), "ours, eager": ours(False), **transformers_ways(model)},
-        [],
-    )
+    ways = {"ours, compiled": ours(True), "ours, eager": ours(False), **transformers_ways(model)}
+    skipped = []
     if has_kernels():
         save_hugging_face(model, folder / "ours")
         packed = load_quantized(folder / "ours", 8 * model.norm.weight.itemsize)
-        ways = {
-            "ours, kernels": lambda ids, n: list(generate(packed, ids, n, temperature=0)),
-            **ways,
-        }
+        say = lambda ids, n: list(generate(packed, ids, n, temperature=0))
+        ways = {"ours, kernels": say, **ways}
     else:
         skipped.append("ours, kernels: pip install 'llama_course[fast]'")
     if model.config.tie_embeddings:
@@ -250,7 +169,7 @@ def contestants(
             ways["litgpt"] = litgpt_way(model)
         except ImportError:
             skipped.append("litgpt is not installed")
-    if peers := llama_cpp_ways(model, folder, ways["ours, eager"](PROMPT, tokens)):
+    if peers := llama_cpp_ways(model, folder, tokenizer):
         ways |= peers
     else:
         skipped.append("neither llama-cpp-python nor xllamacpp is installed")
@@ -270,12 +189,14 @@ def main(
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype)
     if kind is None or size not in ("pocket", "smollm"):
         raise UserError("--size pocket or smollm; float32 or bfloat16.")
-    if size == "smollm":
-        model = load_model(smollm(), kind)
-    else:
-        model = pocket().to(kind)
     with tempfile.TemporaryDirectory() as name:
-        ways, skipped = contestants(model, Path(name), tokens)
+        if size == "smollm":
+            model, tokenizer = load_model(smollm(), kind), load_tokenizer(smollm())
+        else:  # llama.cpp wants a vocabulary: a small one, most tokens of the model are unused
+            play = next(iter(shakespeare())).text
+            tokenizer = Tokenizer.train([play], 300, Path(name) / "tokenizer.model")
+            model = pocket().to(kind)
+        ways, skipped = contestants(model, Path(name), tokenizer)
         said = {way: say(PROMPT, tokens) for way, say in ways.items()}  # compiles as well
         seconds = in_turns(
             {way: lambda say=say: say(PROMPT, tokens) for way, say in ways.items()}, rounds
@@ -283,10 +204,8 @@ def main(
         runs = [r for r in (llama2_c_rate(model, Path(name), tokens) for _ in range(rounds)) if r]
     if not runs:
         skipped.append("llama2.c: LLAMA2C names no program that runs in this dtype")
-    roof, read = (
-        bandwidth(),
-        sum(step_bytes(model.config, len(PROMPT) + tokens // 2, 1, kind.itemsize)),
-    )
+    roof = bandwidth()
+    read = sum(step_bytes(model.config, len(PROMPT) + tokens // 2, 1, kind.itemsize))
     base, rows = seconds["transformers, dynamic cache"], []
     for way, found in seconds.items():
         rate = tokens / statistics.median(found)

@@ -16,6 +16,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import httpx
 import numpy as np
 import torch
 import typer
@@ -83,32 +84,21 @@ def llama_cpp(path: Path, threads: int):
 
 
 def xllamacpp(path: Path, threads: int):
-    "The same by the server inside xllamacpp, called without a network; it gives text, not tokens."
+    "The same by the server inside xllamacpp."
     try:
         import xllamacpp as peer
     except ImportError:
         return None
     settings = peer.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = (
-        str(path),
-        512,
-        1,
-        -1,
-    )
-    settings.cpuparams.n_threads = threads
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(path), 512, 1
+    settings.verbosity, settings.cpuparams.n_threads = -1, threads
     server = peer.Server(settings)
+    wish = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": False}
 
     def say(ids, n):
-        wish = {
-            "prompt": ids,
-            "n_predict": n,
-            "temperature": 0.0,
-            "top_k": 1,
-            "repeat_penalty": 1.0,
-            "cache_prompt": False,
-            "ignore_eos": True,
-        }
-        return server.handle_completions(wish)["choices"][0]["text"]
+        asked = wish | {"prompt": ids, "n_predict": n, "ignore_eos": True, "return_tokens": True}
+        answer = httpx.post(f"{server.listening_address}/completion", json=asked, timeout=600)
+        return answer.raise_for_status().json()["tokens"]
 
     return say
 
@@ -128,8 +118,8 @@ def _answer(pipe, make, arguments):
         pass  # the other side has ended
 
 
-def apart(make, *arguments, encode):
-    """What `make` returns, in a process of its own; `encode` makes ids of an answer that is text.
+def apart(make, *arguments):
+    """What `make` returns, in a process of its own.
 
     OpenMP counts the threads of all libraries in a process, and lets them wait asleep when they are
     more than the cores.
@@ -152,7 +142,7 @@ def apart(make, *arguments, encode):
         except (EOFError, OSError):
             process.join()
             raise PeerEnded(f"ended with exit code {process.exitcode}") from None
-        return encode(answer) if isinstance(answer, str) else answer
+        return answer
 
     return say
 
@@ -181,8 +171,7 @@ def bandwidth() -> float:
 
 def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, "--json")):
     path = smollm()
-    encode = load_tokenizer(path).encode
-    ids, model = encode(PROMPT), load_model(path, torch.float32)
+    ids, model = load_tokenizer(path).encode(PROMPT), load_model(path, torch.float32)
     config, speakers, sizes = (
         model.config,
         {},
@@ -195,7 +184,7 @@ def main(rounds: int = 9, tokens: int = 64, as_json: bool = typer.Option(False, 
         sizes[f"{bits} bits"] = packed_bytes(config, bits)
     with tempfile.TemporaryDirectory() as folder:
         write_q8(path, q8 := Path(folder) / "q8.gguf")
-        if peer := apart(llama_cpp, q8, torch.get_num_threads(), encode=encode):
+        if peer := apart(llama_cpp, q8, torch.get_num_threads()):
             speakers["llama.cpp Q8_0"] = peer
             sizes["llama.cpp Q8_0"] = sum(t.nbytes for t in read_gguf_header(q8)[1].values())
 
