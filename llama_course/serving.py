@@ -102,9 +102,9 @@ class BlockCache:
         self.max_len, self.device = max_len or c.max_seq_len, weight.device
         longest = -(-self.max_len // BLOCK_LEN)
         N = rows * longest if tokens is None else max(longest, tokens // BLOCK_LEN)
-        shape = N, c.n_kv_heads, BLOCK_LEN, c.head_dim
-        zeros = lambda _: torch.zeros(shape, dtype=weight.dtype, device=self.device)
-        self.keys, self.values = ([*map(zeros, model.layers)] for _ in range(2))  # (N, K, BLOCK_LEN, Q) per layer
+        shape = 2, c.n_layers, N, c.n_kv_heads, BLOCK_LEN, c.head_dim
+        self.memory = torch.zeros(shape, dtype=weight.dtype, device=self.device)
+        self.keys, self.values = map(list, self.memory)  # (N, K, BLOCK_LEN, Q) per layer
         self.texts = [[] for _ in range(rows)]  # the tokens that each row has read
         self.tables = [[] for _ in range(rows)]  # its blocks, from first to last
         self.users = [0] * N  # rows that read from each block
@@ -120,7 +120,7 @@ class BlockCache:
             self.known.pop(self.names.pop(block, None), None)  # what it held is forgotten only now
             self.users[block] = 1
             self.tables[row].append(block)
-            for t in (*self.keys, *self.values): t[block] = 0  # even masked, another's NaN times 0 is NaN
+            self.memory[:, :, block] = 0  # even masked, another's NaN times 0 is NaN
         return True
 
 # %% ../nbs/22_serving.ipynb #c023back

@@ -2,10 +2,12 @@
 
 import signal
 
+import numpy as np
 import pytest
 
 from llama_course.support.compare import differences
 from llama_course.support.errors import UserError
+from llama_course.support.kernels import SIZE, tools
 from llama_course.support.optional import need
 from llama_course.support.patch import patch
 from llama_course.support.signals import Stopped, stop_signals
@@ -75,3 +77,42 @@ def test_a_patched_method_leaves_a_function_of_its_name_alone():
         return "the method"
 
     assert outer() == "the module's own" == globals()["outer"]() and Box(1).outer() == "the method"
+
+
+def test_threads_meet_without_leaving_their_kernel():
+    numba = pytest.importorskip("numba", reason="pip install 'llama_course[fast]'")
+    join, meet = tools().join, tools().meet
+
+    @numba.njit(parallel=True)
+    def rounds(threads, wanted, n):
+        memory, teams = np.zeros(SIZE, np.int64), np.zeros(threads, np.int64)
+        done, ahead = np.zeros((threads, 8), np.int64), np.zeros(threads, np.int64)
+        for _ in numba.prange(threads):
+            me, team = join(memory, wanted)
+            if team:
+                teams[me] = team
+                for r in range(n):
+                    done[me, 0] = r + 1
+                    meet(memory, team)
+                    for other in range(team):
+                        ahead[me] += done[other, 0] != r + 1
+                    meet(memory, team)
+        return teams, ahead
+
+    threads = numba.get_num_threads()
+    for wanted in (
+        threads,
+        threads + 1,
+        1,
+    ):  # all; one never comes; no waiting
+        teams, ahead = rounds(threads, wanted, 500)
+        size = teams.max()
+        assert (teams[:size] == size).all() and not teams[size:].any() and not ahead.any()
+
+
+def test_memory_is_found_by_its_address():
+    pytest.importorskip("numba", reason="pip install 'llama_course[fast]'")
+    numbers = np.arange(6, dtype=np.float32)
+    assert tools().numbers_at(numbers.ctypes.data, (2, 3)).tolist() == [[0, 1, 2], [3, 4, 5]]
+    room = tools().room(3, 5)
+    assert room.shape == (3, 5) and room.ctypes.data % 64 == 0
