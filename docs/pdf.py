@@ -8,12 +8,12 @@ The site's first page gets a link to the PDF.
 import posixpath
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urldefrag
 
+import typer
 from bs4 import BeautifulSoup, Tag
 from build import PARTS, chapters, slug
 from conf import about, html_baseurl
@@ -188,7 +188,10 @@ def offer(site: Path, pdf: Path, pages: int):
     home.write_text(f"{html[:end]}\n{link}{html[end:]}", encoding="utf-8")
 
 
-def main(site: Path = DOCS / "_site", target: Path = DOCS / "_pdf" / NAME):
+def main(
+    site: Path = typer.Argument(DOCS / "_site"),
+    target: Path = typer.Argument(DOCS / "_pdf" / NAME),
+) -> None:
     "Print the whole course."
     if not (site / "index.html").is_file():
         raise SystemExit(f"There is no site in {site}: build it first, python docs/build.py.")
@@ -204,4 +207,4 @@ def main(site: Path = DOCS / "_site", target: Path = DOCS / "_pdf" / NAME):
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    typer.run(main)
