@@ -319,7 +319,7 @@ def lacks_room(
     parts = memory(config, layout, seq_len, code)
     return layout.data > 1 and sum(parts.values()) + parts["communication"] + OUTSIDE > CARD * gpu.memory
 
-
+# %% ../nbs/19_planner.ipynb #step_seconds
 def step_seconds(
     config: LlamaConfig,
     layout: Layout,
