@@ -208,13 +208,16 @@ def test_a_page_shows_what_is_on_it_breaks_no_rule_and_fits_a_phone(path, addres
     assert wrong == []
 
 
-def test_the_other_pages_open(site, address, browser):
+def test_the_other_pages_open_and_fit_a_phone(site, address, browser):
     others = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     others -= {*map(place, NOTEBOOKS), "404.html"}  # whose links begin at the site's own address
-    with watched(browser, DESKTOP) as (tab, wrong):
+    wide = []
+    with watched(browser, PHONE) as (tab, wrong):
         for name in sorted(name for name in others if not name.startswith("_static")):
             load(tab, f"{address}/{name}")
-    assert wrong == []
+            if tab.evaluate("document.documentElement.scrollWidth") > PHONE["width"]:
+                wide.append(name)
+    assert wrong == [] and wide == []
 
 
 def test_links_within_the_site_lead_somewhere(site):
