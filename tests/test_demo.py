@@ -3,15 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from forked import Forked, as_command
+from forked import COMMAND, Forked, llama_course, ran
 
 from llama_course.data import shakespeare
 from llama_course.files.load import load
@@ -37,7 +35,7 @@ def texts(tmp_path_factory):
 def command(texts, run, *more):
     "`llama-course train`, in a process of its own."
     words = ["train", texts, "--run", run, *(more or ("--steps", STEPS)), "--json"]
-    return Forked(as_command, "llama_course.command.cli:main", *words)
+    return Forked(*COMMAND, *words)
 
 
 def finish(texts, run):
@@ -370,42 +368,21 @@ def test_the_report_in_a_browser(whole, browser, scheme):
     page.close()
 
 
-FRUGAL = """import sys
-from llama_course.command import cli
-from llama_course.launch import demo
-demo.HELD_OUT_BYTES = 40_000  # of each source: pricing takes the longest
-sys.argv[0] = "llama-course"
-cli.main()"""
+def frugally(function, *arguments):
+    "The call; of each source less held-out text is priced, which takes the longest."
+    demo.HELD_OUT_BYTES = 40_000
+    function(*arguments)
 
 
 def test_the_demo_itself(tmp_path):
     "`llama-course demo` on all of its text, with few steps, and a text from what it leaves."
     run = tmp_path / "demo"
-    done = subprocess.run(
-        [sys.executable, "-c", FRUGAL, "demo", "--run", run, "--steps", "12"],
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
+    done = ran(frugally, *COMMAND, "demo", "--run", run, "--steps", 12)
     assert done.returncode == 0, done.stderr
     assert f"Open {run / 'report.html'}" in done.stdout and "llama-course generate" in done.stdout
     results = json.loads((run / "results.json").read_text())
     assert list(results["held_out"]) == ["shakespeare", "python"]
     assert all(2 < s["bits_per_byte"] < 5 for s in results["held_out"].values())
     assert [s["prompt"] for s in results["samples"]] == ["ROMEO:", "def ", ""]
-    said = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "llama_course.command.cli",
-            "generate",
-            "--run",
-            run,
-            "ROMEO:",
-            "--tokens",
-            "20",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    said = llama_course("generate", "--run", run, "ROMEO:", "--tokens", 20)
     assert said.stdout.startswith("ROMEO:") and not said.stderr
