@@ -18,8 +18,8 @@ from llama_course.support.optional import need
 SIZE = 24  # numbers of a team's memory, int64, all 0 when it begins
 _ARRIVED, _JOINED, _CLOSED = 0, 8, 16  # places in it, each in a cache line of its own
 _LATE = 1 << 32  # who draws this number or more has come after the team was closed
-_SPINS = 200000  # looks at a number before others get the core between two looks
-_PATIENCE = 220000  # looks until the team is closed without those who are missing
+_SPINS = 20000  # looks at a number before others get the core between two looks
+_PATIENCE = 40000  # looks until the team is closed without those who are missing
 
 
 @cache
