@@ -194,7 +194,7 @@ def main(
             model, tokenizer = load_model(smollm(), kind), load_tokenizer(smollm())
         else:  # llama.cpp wants a vocabulary: a small one, most tokens of the model are unused
             play = next(iter(shakespeare())).text
-            tokenizer = Tokenizer.train([play], 300, Path(name) / "tokenizer.model")
+            tokenizer = Tokenizer.train([play], 400, Path(name) / "tokenizer.model")
             model = pocket().to(kind)
         ways, skipped = contestants(model, Path(name), tokenizer)
         said = {way: say(PROMPT, tokens) for way, say in ways.items()}  # compiles as well

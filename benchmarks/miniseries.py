@@ -52,6 +52,7 @@ CONTEXT, BATCH, WARMUP = 128, 16, 64  # tokens; sequences per step; steps
 BUDGETS = [6e12 * 4**k for k in range(10)]  # FLOPs, by 6ND; the last holds all points
 GRIDS = (0, 1, 3)  # the sizes whose learning rate is searched
 DECAY = 0.2  # of a point's steps
+PAIR = 12.0  # tokens per parameter after which the third size is as good as the first after 320
 EPOCHS = 4  # no run reads a document more often, but for those that measure what that does
 SAVED = 60.0  # seconds between checkpoints
 
@@ -64,7 +65,7 @@ class Run:
     dim: int
     seed: int = 0
     rate: float = 1.0  # times that of `peak`
-    role: str = "series"  # or "grid", "cosine", "repeat"
+    role: str = "series"  # or "grid", "cosine", "repeat", "pair"
     limit: int = 0  # tokens of the texts that it reads again and again; 0: all texts
 
     @property
@@ -125,6 +126,8 @@ def plan(until: float, sizes: list[int]) -> Iterator[tuple[Run, tuple]]:  # a ru
                 yield Run(layers, dim, rate=factor, role="grid"), points[: 2 - (number > 0)]
             if number == 0 and 40 in points:
                 yield from checks(layers, dim)
+            if number == 2 and 20 in points:
+                yield Run(layers, dim, role="pair"), (PAIR,)
             early = points_within(budget / 4, Run(layers, dim), until)
             for seed in (1, 2) if number < 4 and early else ():
                 yield Run(layers, dim, seed), early
@@ -241,6 +244,11 @@ class Series:
         model = Llama(run.config)
         step_of = Step(model, recipe)
         loader = make_loader({"packages": self.texts(run)}, recipe)
+        epochs = loader.epochs(recipe.steps)["packages"]
+        if epochs > EPOCHS and run.role != "repeat":
+            raise UserError(
+                f"{run.name} would read the texts {epochs:.1f} times: {EPOCHS} at most."
+            )
         same = replace(recipe, steps=1)  # of all parts of a run
         identity = {"recipe": asdict(same), "run": asdict(run), "text": self.train.digest}
         saved = Checkpoints(self.folder / run.name / "trunk", model, step_of.optimizer, identity)
@@ -312,7 +320,7 @@ class Series:
             "tokenizer": self.tokenizer.fingerprint[:12],
             "torch": torch.__version__.split("+")[0],
         }
-        if (run.role, run.seed) == ("series", 0):  # what `miniseries_life.py` serves
+        if run.role in ("series", "pair") and run.seed == 0:  # what `miniseries_life.py` serves
             folder = self.folder / run.name / f"at-{point:g}"
             model.save(folder)
             shutil.copy(self.tokenizer.path, folder / "tokenizer.model")

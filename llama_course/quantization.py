@@ -209,8 +209,11 @@ def kernel_arrays(
 
 
 def kernel_threads() -> int:
-    "Threads for a kernel, as many as PyTorch takes."
-    return min(torch.get_num_threads(), need("numba", "fast").get_num_threads())
+    "Threads for a kernel, as many as PyTorch takes; more are not woken."
+    numba = need("numba", "fast")
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    return threads
 
 # %% ../nbs/24_quantization.ipynb #threads
 @cache
