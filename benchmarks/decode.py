@@ -129,18 +129,9 @@ def llama2_c_rate(model: Llama, folder: Path, n: int) -> float | None:
         file.write(struct.pack("i", 8))
         for _ in range(c.vocab_size):
             file.write(struct.pack("fi", 0.0, 2) + b"ab")
-    command = [
-        program,
-        folder / "model.bin",
-        "-z",
-        folder / "tokenizer.bin",
-        "-t",
-        "0",
-        "-n",
-        str(n),
-    ]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [program, folder / "model.bin", "-z", folder / "tokenizer.bin"]
     command += ["-t", "0", "-n", str(n)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     said = subprocess.run(command, capture_output=True, env=os.environ | threads)
     found = re.search(rb"tok/s: ([\d.]+)", said.stderr)
     return float(found[1]) if found else None
